@@ -1,0 +1,1 @@
+"""Labelled structures: read them in any supported format, check, reference and split them."""

@@ -1,0 +1,109 @@
+"""Graph: what every model reads. Fields carry their shape and unit; `check` is the one validator.
+
+A NamedTuple of tensors, because torch.jit.script and torch.export both accept it.
+N atoms, E directed edges, B structures.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mlpot.errors import InputError
+
+
+class Graph(NamedTuple):
+    """One or several structures with their neighbours, in Å."""
+
+    numbers: Tensor  # [N] int64, atomic numbers
+    positions: Tensor  # [N, 3] Å
+    edge_index: Tensor  # [2, E] int64: row 0 the sender j, row 1 the receiver i
+    shifts: Tensor  # [E, 3] Å, lattice translation of the sender (zero if not periodic)
+    batch: Tensor  # [N] int64, which structure an atom belongs to, ascending
+    cell: Tensor  # [B, 3, 3] Å, rows are lattice vectors (zero if not periodic)
+
+
+def edge_vectors(graph: Graph) -> Tensor:
+    """Vector from receiver i to sender j of every edge, [E, 3] Å."""
+    sender = graph.positions.index_select(0, graph.edge_index[0])
+    receiver = graph.positions.index_select(0, graph.edge_index[1])
+    return sender + graph.shifts - receiver
+
+
+def batch(graphs: Sequence[Graph]) -> Graph:
+    """Join graphs into one; atom and structure indices are renumbered."""
+    if not graphs:
+        raise InputError("cannot batch an empty list of graphs")
+    sizes = [g.numbers.shape[0] for g in graphs]
+    structures = [g.cell.shape[0] for g in graphs]
+    first_atom = [sum(sizes[:i]) for i in range(len(sizes))]
+    first_structure = [sum(structures[:i]) for i in range(len(structures))]
+    return Graph(
+        torch.cat([g.numbers for g in graphs]),
+        torch.cat([g.positions for g in graphs]),
+        torch.cat([g.edge_index + n for g, n in zip(graphs, first_atom, strict=True)], dim=1),
+        torch.cat([g.shifts for g in graphs]),
+        torch.cat([g.batch + b for g, b in zip(graphs, first_structure, strict=True)]),
+        torch.cat([g.cell for g in graphs]),
+    )
+
+
+def unbatch(graph: Graph) -> list[Graph]:
+    """Split a batched graph into its structures (edges keep their order)."""
+    graphs = []
+    edge_structure = graph.batch[graph.edge_index[1]]
+    for b in range(graph.cell.shape[0]):
+        atoms = (graph.batch == b).nonzero()[:, 0]
+        edges = edge_structure == b
+        start = int(atoms[0]) if len(atoms) else 0
+        graphs.append(
+            Graph(
+                graph.numbers[atoms],
+                graph.positions[atoms],
+                graph.edge_index[:, edges] - start,
+                graph.shifts[edges],
+                torch.zeros_like(atoms),
+                graph.cell[b : b + 1],
+            )
+        )
+    return graphs
+
+
+def to(graph: Graph, device: torch.device | str, dtype: torch.dtype) -> Graph:
+    """Move every field to a device and every real field to a dtype."""
+    return Graph(*(f.to(device, dtype) if f.is_floating_point() else f.to(device) for f in graph))
+
+
+def check(graph: Graph) -> Graph:
+    """Return the graph if its shapes, dtypes and values are usable, else raise InputError."""
+    n, e, b = graph.numbers.shape[0], graph.edge_index.shape[-1], graph.cell.shape[0]
+    wanted = {
+        "numbers": (n,),
+        "positions": (n, 3),
+        "edge_index": (2, e),
+        "shifts": (e, 3),
+        "batch": (n,),
+        "cell": (b, 3, 3),
+    }
+    for name, shape in wanted.items():
+        got = tuple(getattr(graph, name).shape)
+        if got != shape:
+            raise InputError(f"Graph.{name} must have shape {list(shape)}, got {list(got)}")
+    for name in ("numbers", "edge_index", "batch"):
+        if getattr(graph, name).dtype != torch.int64:
+            got = getattr(graph, name).dtype
+            raise InputError(f"Graph.{name} must be int64, got {got}")
+    if n == 0:
+        raise InputError("the structure has no atoms")
+    if not bool(torch.isfinite(graph.positions).all()):
+        bad = int((~torch.isfinite(graph.positions)).any(dim=1).nonzero()[0, 0])
+        raise InputError(
+            f"atom {bad} has a NaN or infinite coordinate; the simulation that made it has "
+            "broken, or the file is damaged. Start from a finite geometry"
+        )
+    if e and (int(graph.edge_index.min()) < 0 or int(graph.edge_index.max()) >= n):
+        raise InputError(f"Graph.edge_index must lie in 0..{n - 1}")
+    if bool((graph.batch[1:] < graph.batch[:-1]).any()) or int(graph.batch[-1]) >= b:
+        raise InputError("Graph.batch must ascend and stay below the number of cells")
+    return graph

@@ -1,0 +1,1 @@
+"""Recipes: pre-training by denoising, and training on energies and forces."""

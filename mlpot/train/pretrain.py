@@ -1,0 +1,135 @@
+"""Recipe: denoise unlabelled geometries.
+
+Coordinates get Gaussian noise; the network predicts it, in units of its standard deviation
+(Zaidi et al., arXiv 2206.00133; arXiv 2410.21683). Near a minimum that is learning a force
+field from geometries alone, and the features carry over to energies.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from mlpot import __version__
+from mlpot.data.loader import GraphLoader, LabelledGraph
+from mlpot.data.record import Record
+from mlpot.data.splits import make_split, save_split
+from mlpot.models.checkpoint import ModelInfo, build, load, save
+from mlpot.models.potential import Denoiser
+from mlpot.models.visnet import ViSNetConfig
+from mlpot.train.loop import LoopConfig, TrainingModule, fit, write_config
+from mlpot.train.losses import denoising_loss
+
+
+class PretrainConfig(BaseModel):
+    """Denoising: what `mlpot pretrain` reads from a TOML file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = "denoised"
+    noise: float = Field(0.1, gt=0, description="Å, standard deviation of the coordinate noise")
+    validation: float = Field(
+        0.02, gt=0, description="molecules held back: share, or count if above 1"
+    )
+    test: float = Field(
+        0.0, ge=0, description="molecules not looked at: share, or count if above 1"
+    )
+    model: ViSNetConfig = ViSNetConfig()
+    loop: LoopConfig = LoopConfig()
+
+
+class DenoisingModule(TrainingModule):
+    """Lightning's view of a Denoiser."""
+
+    def __init__(self, model: Denoiser, loop: LoopConfig):
+        super().__init__(loop)
+        self.model = model
+        self._sum, self._batches = 0.0, 0
+
+    def loss(self, batch: LabelledGraph) -> torch.Tensor:
+        return denoising_loss(self.model(batch.graph), batch.noise)
+
+    def observe(self, batch: LabelledGraph) -> None:
+        self._sum += float(self.loss(batch).detach())
+        self._batches += 1
+
+    def finish(self) -> dict[str, float]:
+        mean = self._sum / max(1, self._batches)
+        self._sum, self._batches = 0.0, 0
+        return {"loss": mean}
+
+
+def pretrain(
+    records: Sequence[Record],
+    config: PretrainConfig,
+    out: str | Path,
+    progress: bool = True,
+    report: Callable[[str], None] = print,
+) -> ModelInfo:
+    """Denoise and write ``out/model.safetensors``; a run that was cut off goes on.
+
+    Args:
+        records: geometries; labels are not looked at.
+        config: the recipe.
+        out: folder for the model, split, logs and checkpoints.
+
+    Returns:
+        the description of the best model.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_config(config, out)
+    torch.manual_seed(config.loop.seed)
+    elements = sorted({int(z) for r in records for z in set(r.numbers.tolist())})
+    split = make_split(
+        records, validation=config.validation, test=config.test, seed=config.loop.seed
+    )
+    save_split(split, out / "split.json")
+    info = ModelInfo(
+        kind="denoiser",
+        name=config.name,
+        config=config.model.model_dump(),
+        elements=elements,
+        level="coordinate denoising; no energies",
+    )
+    model = build(info)
+    assert isinstance(model, Denoiser)
+    loaders = [
+        GraphLoader(
+            [records[i] for i in indices],
+            config.model.cutoff,
+            config.loop.batch_atoms,
+            config.loop.seed,
+            shuffle,
+            config.noise,
+        )
+        for indices, shuffle in ((split.train, True), (split.validation, False))
+    ]
+    report(
+        f"denoising {len(split.train)} geometries ({len(elements)} elements), "
+        f"{len(split.validation)} held back, {config.loop.steps} steps"
+    )
+
+    def keep(metrics: dict[str, float]) -> None:
+        _save(model, info, config, metrics, out)
+
+    module = DenoisingModule(model.train(), config.loop)
+    fit(module, loaders[0], loaders[1], out, keep, progress)
+    return load(out / "model.safetensors")[1]
+
+
+def _save(
+    model: Denoiser,
+    info: ModelInfo,
+    config: PretrainConfig,
+    metrics: dict[str, float],
+    out: Path,
+) -> None:
+    provenance = {
+        "recipe": config.model_dump(mode="json"),
+        "mlpot": __version__,
+        "torch": torch.__version__,
+        "validation": metrics,
+    }
+    save(model, info.model_copy(update={"provenance": provenance}), out / "model.safetensors")

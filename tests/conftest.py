@@ -1,0 +1,37 @@
+"""What every test shares: reproducible random numbers, two threads, the data beside the clone."""
+
+import os
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+settings.register_profile("mlpot", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("mlpot")
+
+# Before torch or OpenMM start their pools, and inherited by subprocesses.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """The same random numbers for a test whether it runs alone or among others."""
+    random.seed(0)
+    np.random.seed(0)
+    if torch := sys.modules.get("torch"):  # only where a test module has imported it already
+        torch.manual_seed(0)
+        torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Data sets, published weights and parity numbers beside the clone."""
+    path = ROOT.parent / "shared"
+    if not path.is_dir():
+        pytest.skip("needs ../shared (data that are not part of a clone)")
+    return path
