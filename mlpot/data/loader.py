@@ -5,11 +5,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mlpot.data.record import Record
+from mlpot.errors import DataError, InputError
 from mlpot.graph import Graph, batch
 from mlpot.neighbors import build_graph
+
+# Noise may push two atoms onto each other, once in 1e5 bonds or so; then it is drawn again.
+_DRAWS = 20
 
 
 class LabelledGraph(NamedTuple):
@@ -35,6 +40,9 @@ class GraphLoader:
         shuffle: a new order (and new noise) every epoch; without it every pass is the same.
         noise: Å, standard deviation of Gaussian coordinate noise; 0 for none.
         dtype: of positions and forces.
+
+    Raises:
+        DataError: there are no records.
     """
 
     def __init__(
@@ -47,6 +55,8 @@ class GraphLoader:
         noise: float = 0.0,
         dtype: torch.dtype = torch.float32,
     ):
+        if not records:
+            raise DataError("there are no frames to load. Check the split, or the filter before it")
         self.records = records
         self.cutoff = cutoff
         self.seed, self.shuffle, self.noise, self.dtype = seed, shuffle, noise, dtype
@@ -56,27 +66,32 @@ class GraphLoader:
         self.position = 0  # batches already given in this epoch
 
     def __len__(self) -> int:
-        rank, ranks = _rank()
-        return len(range(rank, self._batches - self._batches % ranks or self._batches, ranks))
+        # The same on every rank, or the others would wait for ever.
+        return max(1, self._batches // _rank()[1])
 
     def __iter__(self) -> Iterator[LabelledGraph]:
         rank, ranks = _rank()
         if not self.shuffle:
             self.position = 0
         chunks = self._chunks()
-        while self.position < len(self):
-            index = rank + ranks * self.position
-            self.position += 1
-            yield self._collate(chunks[index % len(chunks)], index)
-        self.epoch += 1 if self.shuffle else 0
-        self.position = 0
+        for position in range(self.position, len(self)):
+            index = rank + ranks * position
+            labelled = self._collate(chunks[index % len(chunks)], index)
+            # Before the yield: Lightning does not ask again after the last batch.
+            self.position = position + 1
+            if self.position == len(self):
+                self.epoch += 1 if self.shuffle else 0
+                self.position = 0
+            yield labelled
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the run is; Lightning stores it in every checkpoint."""
+        """Where the run is (after a last batch: the next epoch); it goes into checkpoints."""
         return {"epoch": self.epoch, "position": self.position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epoch, self.position = int(state["epoch"]), int(state["position"])
+        if self.position >= len(self):  # the end of an epoch is the start of the next
+            self.epoch, self.position = self.epoch + (1 if self.shuffle else 0), 0
 
     def _chunks(self) -> list[np.ndarray]:
         """Indices of every batch of this epoch: always the same number of batches."""
@@ -85,27 +100,19 @@ class GraphLoader:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
         filled = np.cumsum(self._sizes[order])
         which = (filled - 1) * self._batches // filled[-1]
-        chunks = np.split(order, np.flatnonzero(np.diff(which)) + 1)
-        return [np.sort(c) for c in chunks]
+        # Every batch has a frame, also where one is larger than a batch should be.
+        first = np.arange(self._batches)
+        starts = np.maximum.accumulate(np.searchsorted(which, first) - first) + first
+        starts = np.minimum(starts, len(order) - self._batches + first)
+        return [np.sort(c) for c in np.split(order, starts[1:])]
 
     def _collate(self, indices: np.ndarray, position: int) -> LabelledGraph:
         rng = np.random.default_rng([self.seed, self.epoch, position, 1])
         graphs, energies, forces, noises = [], [], [], []
         for i in indices:
             record = self.records[i]
-            noise = np.zeros(record.positions.shape)
-            if self.noise > 0:
-                noise = rng.standard_normal(record.positions.shape)
-            graphs.append(
-                build_graph(
-                    record.numbers,
-                    record.positions + self.noise * noise,
-                    self.cutoff,
-                    record.cell,
-                    record.pbc,
-                    self.dtype,
-                )
-            )
+            graph, noise = self._graph(record, rng)
+            graphs.append(graph)
             noises.append(noise)
             energies.append(np.nan if record.energy is None else record.energy)
             nothing = np.full(record.positions.shape, np.nan)
@@ -116,6 +123,23 @@ class GraphLoader:
             torch.as_tensor(np.concatenate(forces)).to(self.dtype),
             torch.as_tensor(np.concatenate(noises)).to(self.dtype),
         )
+
+    def _graph(self, record: Record, rng: np.random.Generator) -> tuple[Graph, NDArray]:
+        """A graph, and the noise in it."""
+        for draw in range(_DRAWS):
+            noise = np.zeros(record.positions.shape)
+            if self.noise > 0:
+                noise = rng.standard_normal(record.positions.shape)
+            positions = record.positions + self.noise * noise
+            try:
+                graph = build_graph(
+                    record.numbers, positions, self.cutoff, record.cell, record.pbc, self.dtype
+                )
+                return graph, noise
+            except InputError:
+                if self.noise == 0 or draw == _DRAWS - 1:
+                    raise
+        raise AssertionError("unreachable")
 
 
 def _rank() -> tuple[int, int]:

@@ -1,89 +1,164 @@
-"""Per-element reference energies, and the check for wrong units that they allow."""
+"""Per-element reference energies: what a structure's energy is counted from.
 
-from collections.abc import Sequence
+Total energies are tens of thousands of eV, nearly all of it inside the atoms. A model learns
+the rest, E - sum of references. They belong to one level of theory and never mix with another.
+"""
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from mlpot.data.record import Record
 from mlpot.errors import DataError
-from mlpot.units import EV_TO_KJ_PER_MOL, HARTREE_TO_EV, KCAL_PER_MOL_TO_EV
+from mlpot.units import HARTREE_TO_EV, KCAL_PER_MOL_TO_EV, KJ_PER_MOL_TO_EV
 
-#: eV per atom; a median further off than this is not chemistry
+#: eV per atom; bonds are worth less than 10, a wrong unit hundreds or thousands
 SUSPICIOUS = 100.0
+
+_UNITS = {
+    "hartree": HARTREE_TO_EV,
+    "kcal/mol": KCAL_PER_MOL_TO_EV,
+    "kJ/mol": KJ_PER_MOL_TO_EV,
+}
 
 
 def split_isolated(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
-    """(one-atom frames, the rest)"""
-    alone = [r for r in records if len(r.numbers) == 1]
-    return alone, [r for r in records if len(r.numbers) != 1]
+    """(frames of one atom, the rest), each in its order. One atom teaches a model no forces."""
+    isolated = [r for r in records if len(r.numbers) == 1]
+    return isolated, [r for r in records if len(r.numbers) != 1]
 
 
-def references_from_isolated(records: Sequence[Record]) -> dict[int, float]:
-    """Atomic number -> energy of the free atom, eV, from one-atom frames."""
-    references = {}
-    for record in records:
-        if len(record.numbers) == 1 and record.energy is not None:
-            references[int(record.numbers[0])] = float(record.energy)
-    if not references:
-        raise DataError("no one-atom frame with an energy; use least squares instead")
-    return references
-
-
-def fit_references(
-    records: Sequence[Record], offset: Sequence[float] | None = None
+def reference_energies(
+    records: Sequence[Record], isolated: Sequence[Record] = ()
 ) -> dict[int, float]:
-    """Least-squares energy per element, eV.
+    """Energy of each element, for E(structure) = sum over its atoms + what a model learns.
 
-    Composition may not determine them (a single molecule has one equation); then the
-    solution of minimum norm is taken, whose sum over the molecule is right.
+    Neutral one-atom frames give their element directly. The other elements come from least
+    squares over the composition; where compositions do not determine them (one molecule, say),
+    the solution of smallest norm is taken, which still reproduces the mean energy.
 
     Args:
-        records: frames with energies.
-        offset: eV per frame, a part of the energy that something else explains.
+        records: frames of one level of theory; those without energy are ignored.
+        isolated: more one-atom frames, from a file of isolated atoms.
+
+    Returns:
+        {atomic number: eV} for every element in records and isolated.
+
+    Raises:
+        DataError: no energies; several levels of theory; `isolated` holds molecules; two
+            energies for one isolated atom.
     """
-    labelled = [i for i, r in enumerate(records) if r.energy is not None]
-    if not labelled:
-        raise DataError("no frame has an energy; reference energies cannot be fitted")
-    counts, elements = composition([records[i] for i in labelled])
-    energies = np.array([records[i].energy for i in labelled], dtype=float)
-    if offset is not None:
-        energies = energies - np.asarray(offset, dtype=float)[labelled]
-    solution = np.linalg.lstsq(counts, energies, rcond=1e-10)[0]
-    return {z: float(e) for z, e in zip(elements, solution, strict=True)}
+    isolated_inside, molecules = split_isolated(records)
+    references = _from_atoms([*isolated_inside, *isolated])
+    molecules = [r for r in molecules if r.energy is not None]
+    levels = {r.level for r in (*molecules, *isolated_inside, *isolated)} - {""}
+    if len(levels) > 1:
+        raise DataError(
+            f"the frames are of several levels of theory: {sorted(levels)}. Their energies differ "
+            "by electronvolts per atom; give each level its own references"
+        )
+    if not molecules and not references:
+        raise DataError(
+            "no frame has an energy, so there are no reference energies. Tell the reader under "
+            "which name energies are stored, or pass references of this level of theory"
+        )
+    counts, elements = _compositions(molecules)
+    energies = np.array([r.energy for r in molecules], dtype=np.float64)
+    known = np.array([z in references for z in elements], dtype=bool)
+    energies -= counts[:, known] @ np.array([references[z] for z in elements if z in references])
+    # Without a ridge: it would bias the references of a diverse set.
+    fitted, *_ = np.linalg.lstsq(counts[:, ~known], energies, rcond=None)
+    unknown = [z for z in elements if z not in references]
+    references.update(zip(unknown, fitted.tolist(), strict=True))
+    return dict(sorted(references.items()))
 
 
-def composition(records: Sequence[Record]) -> tuple[NDArray[np.float64], list[int]]:
-    """Atoms of every element in every frame [frames, elements], and the elements."""
-    table = np.stack([np.bincount(r.numbers, minlength=120) for r in records])
-    elements = np.flatnonzero(table.any(axis=0))
-    return table[:, elements].astype(float), [int(z) for z in elements]
+def reference_sum(records: Sequence[Record], references: Mapping[int, float]) -> NDArray:
+    """Sum of the references of every frame's atoms, [F] eV.
+
+    Raises:
+        DataError: an element has no reference.
+    """
+    counts, elements = _compositions(records)
+    missing = [chemical_symbols[z] for z in elements if z not in references]
+    if missing:
+        raise DataError(
+            f"no reference energy for {', '.join(missing)}. Fit references on data that hold "
+            "these elements, or leave out the frames that do"
+        )
+    return counts @ np.array([references[z] for z in elements], dtype=np.float64)
 
 
-def check_units(records: Sequence[Record], references: dict[int, float]) -> None:
-    """Raise DataError where energies are off by more than 100 eV per atom from references."""
-    known = [r for r in records if r.energy is not None and set(r.numbers) <= set(references)]
-    if not known:
+def check_units(records: Sequence[Record], references: Mapping[int, float]) -> None:
+    """Refuse energies that are more than 100 eV per atom off references (median frame).
+
+    Args:
+        records: frames; those without energy are ignored.
+        references: {atomic number: eV} of about the same level of theory, not fitted to these
+            very records (they would agree whatever the unit).
+
+    Raises:
+        DataError: wrong units suspected, with the unit that would fit; an element without
+            reference.
+    """
+    records = [r for r in records if r.energy is not None]
+    if not records:
         return
-    sums = np.array([sum(references[int(z)] for z in r.numbers) for r in known])
-    energies = np.array([r.energy for r in known], dtype=float)
-    atoms = np.array([len(r.numbers) for r in known])
+    energies = np.array([r.energy for r in records], dtype=np.float64)
+    atoms = np.array([len(r.numbers) for r in records])
+    wanted = reference_sum(records, references)
 
     def off(factor: float) -> float:
-        return float(np.median(np.abs(energies * factor - sums) / atoms))
+        return abs(float(np.median((energies * factor - wanted) / atoms)))
 
     if off(1.0) <= SUSPICIOUS:
         return
-    factors = {
-        "hartree": HARTREE_TO_EV,
-        "kcal/mol": KCAL_PER_MOL_TO_EV,
-        "kJ/mol": 1.0 / EV_TO_KJ_PER_MOL,
+    remedies = {f"they seem to be in {unit}: multiply by {f:.10g}": f for unit, f in _UNITS.items()}
+    remedies |= {
+        f"they seem to be in eV already, but were converted from {unit}: multiply by "
+        f"{1 / f:.10g}, or read them as eV": 1 / f
+        for unit, f in _UNITS.items()
     }
-    best = min(factors, key=lambda name: off(factors[name]))
-    hint = "They fit no common unit; look at the level of theory and at core electrons"
-    if off(factors[best]) <= SUSPICIOUS:
-        hint = f"They would fit if they were in {best}; convert them to eV (x {factors[best]:.6g})"
+    remedy = min(remedies, key=lambda text: off(remedies[text]))
+    if off(remedies[remedy]) > SUSPICIOUS:
+        remedy = (
+            "no usual unit fits, so the references are of another kind (pseudopotentials, "
+            "atomisation energies): use references of this level of theory"
+        )
     raise DataError(
-        f"wrong units suspected: energies are off by {off(1.0):.0f} eV per atom from the "
-        f"reference energies. {hint}"
+        f"wrong units suspected: the energies are {off(1.0):.0f} eV per atom away from the "
+        f"reference energies (median frame); {remedy}"
     )
+
+
+def _from_atoms(isolated: Sequence[Record]) -> dict[int, float]:
+    found: dict[int, float] = {}
+    for record in isolated:
+        if len(record.numbers) != 1:
+            raise DataError(
+                f"a frame of the isolated atoms has {len(record.numbers)} atoms. Pass frames "
+                "of one atom each"
+            )
+        if record.energy is None or record.charge:
+            continue
+        z = int(record.numbers[0])
+        if abs(found.setdefault(z, record.energy) - record.energy) > 1e-3:
+            raise DataError(
+                f"two energies for an isolated {chemical_symbols[z]} atom, {found[z]:.4f} and "
+                f"{record.energy:.4f} eV. Keep the one of this level of theory and spin state"
+            )
+    return found
+
+
+def _compositions(records: Sequence[Record]) -> tuple[NDArray[np.float64], list[int]]:
+    """Atoms of each element in each frame, [F, elements], and the elements, ascending."""
+    if not records:
+        return np.zeros((0, 0)), []
+    numbers = np.concatenate([r.numbers for r in records])
+    frame = np.repeat(np.arange(len(records)), [len(r.numbers) for r in records])
+    elements, column = np.unique(numbers, return_inverse=True)
+    counts = np.zeros((len(records), len(elements)))
+    np.add.at(counts, (frame, column), 1.0)
+    return counts, elements.tolist()

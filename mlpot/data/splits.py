@@ -1,122 +1,244 @@
-"""Seeded splits, stored as index files, that never divide a molecule unless asked to."""
+"""Seeded splits into training, validation and test frames, kept in a small JSON file.
+
+By group: frames of one molecule are nearly the same, so a test frame whose molecule was
+trained on measures memory. With a single molecule there is no choice but by frame.
+"""
 
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from numpy.typing import NDArray
 
+from mlpot.data.formats.common import replacing
 from mlpot.data.record import Record
-from mlpot.errors import DataError
+from mlpot.errors import DataError, InputError
+
+FORMAT = 1
+_PARTS = ("train", "validation", "test")
 
 
-class Split(BaseModel):
-    """Indices of the three parts, and what they were made from."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Split:
+    """Indices into the records it was made from; ascending, disjoint."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+    train: NDArray[np.int64]
+    validation: NDArray[np.int64]
+    test: NDArray[np.int64]
     seed: int
-    by: str
-    frames: int
-    fingerprint: str
-    train: list[int]
-    validation: list[int]
-    test: list[int]
-
-
-def fingerprint(records: Sequence[Record]) -> str:
-    """SHA-256 over composition and energy of every frame: another data set, another print."""
-    digest = hashlib.sha256()
-    for record in records:
-        digest.update(np.asarray(record.numbers, dtype=np.uint8).tobytes())
-        digest.update(np.float64(np.nan if record.energy is None else record.energy).tobytes())
-    return digest.hexdigest()
+    by: str  # "group" or "frame"
+    frames: int  # of the data set
+    sha256: str  # of the data set, see fingerprint()
 
 
 def make_split(
     records: Sequence[Record],
-    train: float | None = None,
     validation: float = 0.1,
     test: float = 0.1,
+    train: float | None = None,
     seed: int = 0,
-    by: str = "auto",
+    by: str = "group",
 ) -> Split:
-    """Divide at random.
+    """Split records; the same arguments give the same split on every platform.
+
+    Whole groups are dealt in random order, validation first, then test, then training. A part
+    ends where its size is closest to what was asked for, and has at least one group unless
+    nothing was asked for.
 
     Args:
-        train, validation, test: a share of all if at most 1, else a count. They count frames
-            when splitting by frame, molecules when splitting by group. ``train=None`` takes
-            all that is left.
-        seed: of numpy's PCG64; the same on every machine.
-        by: ``group`` keeps all frames of a molecule in one part, ``frame`` does not,
-            ``auto`` is ``group`` where there are at least ten groups.
+        records: the data set.
+        validation: a fraction below 1 (float) or a number of frames (int).
+        test: the same.
+        train: the same; None takes all the rest.
+        seed: of the order.
+        by: "group", or "frame". With only one group, frames are split in either case.
 
     Raises:
-        DataError: the parts ask for more than there is, or a needed part would be empty.
+        InputError: an option out of range.
+        DataError: fewer groups or frames than asked for.
     """
-    groups: dict[str, list[int]] = {}
-    for index, record in enumerate(records):
-        groups.setdefault(record.group, []).append(index)
-    if by not in ("auto", "group", "frame"):
-        raise DataError(f"split by 'group', 'frame' or 'auto', not {by!r}")
-    if by == "auto":
-        by = "group" if len(groups) >= 10 else "frame"
-    units = list(groups.values()) if by == "group" else [[i] for i in range(len(records))]
-    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(units))
-    counts = _counts(len(units), by, train, validation, test)
-    parts, start = [], 0
-    for count in counts:
-        chosen = order[start : start + count]
-        parts.append(sorted(i for unit in chosen for i in units[unit]))
-        start += count
-    return Split(
-        seed=seed,
-        by=by,
-        frames=len(records),
-        fingerprint=fingerprint(records),
-        validation=parts[0],
-        test=parts[1],
-        train=parts[2],
-    )
-
-
-def _counts(
-    units: int, by: str, train: float | None, validation: float, test: float
-) -> tuple[int, int, int]:
-    def count(part: float) -> int:
-        return round(part * units) if part <= 1 else int(part)
-
-    n_validation = max(1, count(validation)) if validation > 0 else 0
-    n_test = max(1, count(test)) if test > 0 else 0
-    rest = units - n_validation - n_test
-    n_train = rest if train is None else min(count(train), rest) if train <= 1 else int(train)
-    if n_train < 1 or n_train > rest:
+    if by not in ("group", "frame"):
+        raise InputError(f"by must be 'group' or 'frame', got {by!r}")
+    n = len(records)
+    if n == 0:
+        raise DataError("there are no frames to split. Check the path, and any filter")
+    names: dict[str, int] = {}
+    owner = np.array([names.setdefault(r.group, len(names)) for r in records], dtype=np.int64)
+    if by == "frame" or len(names) <= 1:
+        by, owner = "frame", np.arange(n)
+    wanted = {"validation": validation, "test": test, "train": train}
+    targets = {part: _target(part, value, n) for part, value in wanted.items()}
+    if sum(targets.values()) > n:
         raise DataError(
-            f"cannot take {n_train} for training, {n_validation} for validation and {n_test} for "
-            f"test out of {units} {'molecules' if by == 'group' else 'frames'}; ask for less"
+            f"{sum(targets.values())} frames are asked for, but there are {n}. Ask for fewer"
         )
-    return n_validation, n_test, n_train
+    sizes = np.bincount(owner)
+    parts = _deal(sizes, targets, train is None, seed, by)
+    members = {p: np.flatnonzero(np.isin(owner, groups)) for p, groups in parts.items()}
+    return Split(**members, seed=seed, by=by, frames=n, sha256=fingerprint(records))
+
+
+def split_held_out(records: Sequence[Record], path: str | Path) -> Split:
+    """The split that a file of molecules prescribes, whatever else the data hold.
+
+    Args:
+        path: JSON with two lists of groups, "validation" and "test"; the rest is trained on.
+
+    Raises:
+        DataError: no such file, or a part of the split would be empty.
+    """
+    try:
+        stored = json.loads(Path(path).read_text(encoding="utf-8"))
+        wanted = {part: set(stored[part]) for part in ("validation", "test")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} is no list of held-out molecules ({type(error).__name__}: {error}); it needs "
+            'the keys "validation" and "test", each a list of groups'
+        ) from error
+    groups = np.array([r.group for r in records], dtype=object)
+    parts = {p: np.flatnonzero([g in names for g in groups]) for p, names in wanted.items()}
+    parts["train"] = np.setdiff1d(np.arange(len(records)), np.concatenate(list(parts.values())))
+    empty = [p for p in _PARTS if wanted.get(p, True) and not len(parts[p])]
+    if empty:
+        raise DataError(f"{path} leaves the part {empty[0]} without frames; are these its data?")
+    return Split(**parts, seed=0, by="group", frames=len(records), sha256=fingerprint(records))
+
+
+def fingerprint(records: Sequence[Record]) -> str:
+    """sha256 of the atomic numbers and energies of all frames, in order."""
+    digest = hashlib.sha256()
+    sizes = np.array([len(r.numbers) for r in records], dtype="<i8")
+    energies = np.array([np.nan if r.energy is None else r.energy for r in records], dtype="<f8")
+    digest.update(sizes.tobytes())
+    for record in records:
+        digest.update(np.asarray(record.numbers, dtype="<i8").tobytes())
+    digest.update(energies.tobytes())
+    return digest.hexdigest()
 
 
 def save_split(split: Split, path: str | Path) -> None:
-    """Write the index file (JSON)."""
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(split.model_dump()) + "\n")
-    part.replace(path)
+    """Write the split as JSON, one line for each entry."""
+    entries: dict[str, Any] = {
+        "format": FORMAT,
+        "seed": split.seed,
+        "by": split.by,
+        "counts": {part: len(getattr(split, part)) for part in _PARTS},
+        "dataset": {"frames": split.frames, "sha256": split.sha256},
+        **{part: getattr(split, part).tolist() for part in _PARTS},
+    }
+    lines = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in entries.items()]
+    with replacing(Path(path)) as temporary:
+        temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
 def load_split(path: str | Path, records: Sequence[Record]) -> Split:
-    """Read an index file and check that it belongs to these records."""
+    """Read a split and make sure that it belongs to these records.
+
+    Raises:
+        DataError: absent or damaged file, indices out of range or in two parts, or another
+            data set than the split was made from.
+    """
+    path = Path(path)
     try:
-        split = Split.model_validate_json(Path(path).read_text())
-    except (OSError, ValidationError) as error:
-        raise DataError(f"{path} is no valid split file: {error}") from error
-    if split.frames != len(records) or split.fingerprint != fingerprint(records):
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if stored["format"] != FORMAT:
+            raise DataError(
+                f"{path}: split format {stored['format']}, this version of mlpot reads {FORMAT}. "
+                "Make the split again, or use the version that wrote it"
+            )
+        parts = {part: _indices(stored[part]) for part in _PARTS}
+        counts = {part: int(stored["counts"][part]) for part in _PARTS}
+        seed, by = int(stored["seed"]), str(stored["by"])
+        frames, sha256 = int(stored["dataset"]["frames"]), str(stored["dataset"]["sha256"])
+    except DataError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{path} was made for other data ({split.frames} frames, here {len(records)}); read "
-            "the same files in the same order, or make a new split"
+            f"{path}: not a split file, or a damaged one ({type(error).__name__}: {error}). "
+            "Make the split again"
+        ) from error
+    _check_parts(path, parts, counts, frames)
+    if frames != len(records) or sha256 != fingerprint(records):
+        raise DataError(
+            f"{path}: made from another data set ({frames} frames, sha256 {sha256[:12]}) than "
+            f"these {len(records)} frames. Read the same files in the same order, or make the "
+            "split again"
         )
-    return split
+    return Split(**parts, seed=seed, by=by, frames=frames, sha256=sha256)
+
+
+def _target(part: str, value: float | None, n: int) -> int:
+    """Frames that a part should have."""
+    if value is None:
+        return 0
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        if value < 0:
+            raise InputError(f"{part} must not be negative, got {value}")
+        return int(value)
+    if not 0 <= value < 1:
+        raise InputError(
+            f"{part} must be a fraction below 1, or a whole number of frames, got {value!r}"
+        )
+    return max(1, round(value * n)) if value else 0
+
+
+def _deal(
+    sizes: NDArray[np.int64], targets: dict[str, int], rest_to_train: bool, seed: int, by: str
+) -> dict[str, list[int]]:
+    """Groups of each part. `targets` in the order of dealing, training last."""
+    # Raw output of the bit generator, which NumPy guarantees never to change (permutation()
+    # carries no such promise).
+    order = np.argsort(np.random.PCG64(seed).random_raw(len(sizes)), kind="stable").tolist()
+    asked = [p for p in targets if targets[p] or (p == "train" and rest_to_train)]
+    if len(order) < len(asked):
+        raise DataError(
+            f"{len(order)} {by}s cannot be split into {', '.join(asked)}. "
+            + ("Split by='frame', or ask" if by == "group" else "Ask")
+            + " for fewer parts"
+        )
+    parts: dict[str, list[int]] = {p: [] for p in _PARTS}
+    for i, part in enumerate(asked):
+        if part == "train" and rest_to_train:
+            parts[part] = order
+            break
+        owed = len(asked) - i - 1  # every later part needs a group
+        taken = 0
+        while len(order) > owed:
+            size = int(sizes[order[0]])
+            if taken and abs(taken + size - targets[part]) >= abs(taken - targets[part]):
+                break
+            taken += size
+            parts[part].append(order.pop(0))
+    return parts
+
+
+def _indices(values: list[int]) -> NDArray[np.int64]:
+    if not all(type(v) is int for v in values):
+        raise ValueError("an index is not a whole number")
+    return np.array(values, dtype=np.int64)
+
+
+def _check_parts(
+    path: Path, parts: dict[str, NDArray[np.int64]], counts: dict[str, int], frames: int
+) -> None:
+    for part, indices in parts.items():
+        if len(indices) != counts[part] or len(np.unique(indices)) != len(indices):
+            raise DataError(
+                f"{path}: {part} has {len(indices)} indices, some twice or not the "
+                f"{counts[part]} that were written. The file was altered; make the split again"
+            )
+        if len(indices) and (indices.min() < 0 or indices.max() >= frames):
+            raise DataError(
+                f"{path}: {part} has an index outside 0..{frames - 1}. Make the split again"
+            )
+    for a, b in combinations(_PARTS, 2):
+        if len(np.intersect1d(parts[a], parts[b])):
+            raise DataError(
+                f"{path}: {a} and {b} share frames, so an error on {b} would say nothing. Make "
+                "the split again"
+            )

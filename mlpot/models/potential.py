@@ -56,7 +56,6 @@ class Potential(nn.Module):
         self.register_buffer("reference_energies", table)
         self.register_buffer("scale", torch.tensor(float(scale)))
 
-    @torch.jit.unused
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Potential":
         """Keep reference energies in float64 whatever dtype the model is moved to."""
         exact = self.reference_energies

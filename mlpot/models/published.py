@@ -57,7 +57,7 @@ def published_config(body: State, cutoff: float, vector_norm: str = "max_min") -
         cutoff=cutoff,
         smooth=False,
         self_loops=True,
-        vector_norm=vector_norm,  # type: ignore[arg-type]
+        vector_norm=vector_norm,
     )
 
 

@@ -75,14 +75,13 @@ class ViSNetLayer(nn.Module):
         # is a.b + (lmax - 2)(a.d)(b.d); on self-loops d = 0 and it is a.b as well.
         self.rejection = float(config.lmax - 2)
         self.scalar_norm = nn.LayerNorm(h)
-        self.vector_norm = VectorNorm(h, config.vector_norm, config.lmax)
+        self.vector_norm: nn.Module = VectorNorm(h, config.vector_norm, config.lmax)
         self.qkv = nn.Linear(h, 3 * h)
         self.edge = nn.Linear(h, (3 if self.update_edges else 2) * h)  # dk, dv (, f)
-        self.vector = nn.Linear(h, (5 if self.update_edges else 3) * h, bias=False)
+        self.vector: nn.Module = nn.Linear(h, (5 if self.update_edges else 3) * h, bias=False)
         self.message = nn.Linear(h, (1 if first else 2) * h)  # (s1,) s2
         self.out = nn.Linear(h, (1 if first else 3) * h)  # (o1, o2,) o3
         if first:
-            del self.vector_norm, self.vector
             self.vector_norm, self.vector = nn.Identity(), nn.Identity()
         self._initialise()
 

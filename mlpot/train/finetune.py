@@ -5,8 +5,9 @@ potential (its head goes on learning), a denoised backbone (gets a new head), or
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from mlpot import __version__
 from mlpot.data.loader import GraphLoader, LabelledGraph
 from mlpot.data.record import Record, check_records
-from mlpot.data.references import fit_references
-from mlpot.data.splits import Split, make_split, save_split
+from mlpot.data.references import check_units, reference_energies, split_isolated
+from mlpot.data.splits import Split, make_split, save_split, split_held_out
 from mlpot.errors import DataError
 from mlpot.models.checkpoint import ModelInfo, build, load, save
 from mlpot.models.potential import Potential
@@ -32,10 +33,13 @@ class FinetuneConfig(BaseModel):
 
     name: str = "finetuned"
     level: str = Field("", description="label source, for the model's description")
-    train: float = Field(0.8, gt=0, description="share, or count if above 1")
-    validation: float = Field(0.1, gt=0, description="share, or count if above 1")
-    test: float = Field(0.1, ge=0, description="share, or count if above 1")
-    split_by: str = Field("auto", description="group (molecule), frame, or auto")
+    train: int | float | None = Field(None, description="share or number of frames; None: the rest")
+    validation: int | float = Field(0.1, description="share (below 1) or number of frames")
+    test: int | float = Field(0.1, description="share (below 1) or number of frames")
+    split_by: Literal["auto", "group", "frame"] = Field(
+        "auto", description="group keeps a molecule in one part; auto does if there are ten or more"
+    )
+    held_out: str = Field("", description="JSON file of molecules held out, instead of a new split")
     energy_weight: float = Field(2.0, ge=0)
     force_weight: float = Field(1.0, ge=0)
     model: ViSNetConfig = Field(ViSNetConfig(), description="used when starting from nothing")
@@ -86,22 +90,18 @@ def finetune(
     Raises:
         DataError: labels are missing or not finite, or an element is covered by no frame.
     """
+    if config.level:  # the user's word for all of it, whatever the files say
+        records = [replace(r, level=config.level) for r in records]
+    isolated, records = split_isolated(records)
     check_records(records, need_energy=True, need_forces=True)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     write_config(config, out)
     torch.manual_seed(config.loop.seed)
-    split = make_split(
-        records,
-        config.train,
-        config.validation,
-        config.test,
-        seed=config.loop.seed,
-        by=config.split_by,
-    )
+    split = divide(records, config)
     save_split(split, out / "split.json")
     train = [records[i] for i in split.train]
-    model, info = _start(train, config, start)
+    model, info = _start(train, isolated, config, start)
     batches = {
         "train": _loader(train, model.cutoff, config, shuffle=True),
         "validation": _loader([records[i] for i in split.validation], model.cutoff, config),
@@ -120,9 +120,9 @@ def finetune(
     fit(module, batches["train"], batches["validation"], out, keep, progress)
     best, described = load(out / "model.safetensors")
     assert isinstance(best, Potential)
-    held_back = split.test or split.validation
+    held_back = split.test if len(split.test) else split.validation
     errors = evaluate(best, [records[i] for i in held_back], config.loop.batch_atoms)
-    report(f"{'test' if split.test else 'validation'}: {errors.describe()}")
+    report(f"{'test' if len(split.test) else 'validation'}: {errors.describe()}")
     return described, errors
 
 
@@ -150,48 +150,78 @@ def evaluate(
     return sums.result()
 
 
+def divide(records: Sequence[Record], config: FinetuneConfig) -> Split:
+    """Training, validation and test frames of this recipe."""
+    if config.held_out:
+        return split_held_out(records, config.held_out)
+    by = config.split_by
+    if by == "auto":
+        by = "group" if len({r.group for r in records}) >= 10 else "frame"
+    return make_split(
+        records, config.validation, config.test, config.train, seed=config.loop.seed, by=by
+    )
+
+
 def _start(
-    records: Sequence[Record], config: FinetuneConfig, start: str | Path | None
+    records: Sequence[Record],
+    isolated: Sequence[Record],
+    config: FinetuneConfig,
+    start: str | Path | None,
 ) -> tuple[Potential, ModelInfo]:
     """The model before its first step, with reference energies that fit these labels."""
-    elements = sorted({int(z) for r in records for z in np.unique(r.numbers)})
-    level = config.level or records[0].level or "unknown"
-    common = {"name": config.name, "elements": elements, "level": level}
+    common: dict[str, Any] = {
+        "kind": "potential",
+        "name": config.name,
+        "elements": sorted({int(z) for r in records for z in np.unique(r.numbers)}),
+        "level": config.level or records[0].level or "unknown",
+        "scale": _force_scale(records),
+        "provenance": {},
+    }
     if start is None:
-        references = fit_references(records)
-        scale = _force_scale(records)
-        info = ModelInfo(
-            config=config.model.model_dump(), reference_energies=references, scale=scale, **common
-        )
-        model = build(info)
-        assert isinstance(model, Potential)
-        return model, info
-    source, known = load(start)
-    unknown = set(elements) - set(known.elements)
-    if unknown:
-        raise DataError(
-            f"the data hold atomic numbers {sorted(unknown)}, which {start} has never seen "
-            f"(it covers {known.elements}). Start from nothing (--from none), or leave those "
-            "frames out"
-        )
-    # A potential already explains part of the energy: references explain the rest, so that
-    # the first step does not have to unlearn the difference between two levels of theory.
-    sample = records[:: max(1, len(records) // 2000)]
-    scale = known.scale if isinstance(source, Potential) else _force_scale(records)
-    if isinstance(source, Potential):
-        offset = _interaction(source, sample, config.loop.batch_atoms)
-        references = fit_references(sample, offset)
+        source, info = None, ModelInfo(config=config.model.model_dump())
     else:
-        references = fit_references(records)
-    info = known.model_copy(
-        update={"kind": "potential", "reference_energies": references, "scale": scale, **common}
-    )
+        source, info = load(start)
+        _check_covered(common["elements"], info, start)
+    if isinstance(source, Potential):
+        common["scale"] = info.scale
+        common["reference_energies"] = _shifted_references(source, records, config)
+    else:
+        common["reference_energies"] = reference_energies(records, isolated)
+    info = info.model_copy(update=common)
     model = build(info)
     assert isinstance(model, Potential)
-    model.backbone.load_state_dict(source.backbone.state_dict())
+    if source is not None:
+        model.backbone.load_state_dict(source.backbone.state_dict())
     if isinstance(source, Potential):
         model.head.load_state_dict(source.head.state_dict())
     return model, info
+
+
+def _check_covered(elements: Sequence[int], info: ModelInfo, start: str | Path) -> None:
+    unknown = sorted(set(elements) - set(info.elements))
+    if unknown:
+        raise DataError(
+            f"the data hold atomic numbers {unknown}, which {start} has never seen (it covers "
+            f"{info.elements}). Start from nothing (--from none), or leave those frames out"
+        )
+
+
+def _shifted_references(
+    source: Potential, records: Sequence[Record], config: FinetuneConfig
+) -> dict[int, float]:
+    """Reference energies for what a potential does not explain already.
+
+    They take up the difference between two levels of theory, so that the first steps do not
+    have to. Nothing of it hides a wrong unit: that is checked before.
+    """
+    sample = records[:: max(1, len(records) // 1000)]
+    known = {z: float(source.reference_energies[z]) for z in source.elements}
+    check_units(sample, known)
+    explained = _interaction(source, sample, config.loop.batch_atoms)
+    rest = [
+        replace(r, energy=(r.energy or 0.0) - e) for r, e in zip(sample, explained, strict=True)
+    ]
+    return reference_energies(rest)
 
 
 def _interaction(model: Potential, records: Sequence[Record], batch_atoms: int) -> list[float]:

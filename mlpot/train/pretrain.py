@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from mlpot import __version__
 from mlpot.data.loader import GraphLoader, LabelledGraph
 from mlpot.data.record import Record
-from mlpot.data.splits import make_split, save_split
+from mlpot.data.splits import make_split, save_split, split_held_out
 from mlpot.models.checkpoint import ModelInfo, build, load, save
 from mlpot.models.potential import Denoiser
 from mlpot.models.visnet import ViSNetConfig
@@ -29,12 +29,9 @@ class PretrainConfig(BaseModel):
 
     name: str = "denoised"
     noise: float = Field(0.1, gt=0, description="Å, standard deviation of the coordinate noise")
-    validation: float = Field(
-        0.02, gt=0, description="molecules held back: share, or count if above 1"
-    )
-    test: float = Field(
-        0.0, ge=0, description="molecules not looked at: share, or count if above 1"
-    )
+    validation: int | float = Field(0.02, description="share (below 1) or number of geometries")
+    test: int | float = Field(0.0, description="the same; not looked at")
+    held_out: str = Field("", description="JSON file of molecules held out, instead of a new split")
     model: ViSNetConfig = ViSNetConfig()
     loop: LoopConfig = LoopConfig()
 
@@ -82,9 +79,10 @@ def pretrain(
     write_config(config, out)
     torch.manual_seed(config.loop.seed)
     elements = sorted({int(z) for r in records for z in set(r.numbers.tolist())})
-    split = make_split(
-        records, validation=config.validation, test=config.test, seed=config.loop.seed
-    )
+    if config.held_out:
+        split = split_held_out(records, config.held_out)
+    else:
+        split = make_split(records, config.validation, config.test, seed=config.loop.seed)
     save_split(split, out / "split.json")
     info = ModelInfo(
         kind="denoiser",

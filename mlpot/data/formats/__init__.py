@@ -2,7 +2,7 @@
 
 import inspect
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,6 +68,18 @@ def read(path: str | Path, **options: str) -> list[Record]:
     )
 
 
+def read_all(paths: Iterable[str | Path], **options: str) -> list[Record]:
+    """The records of several files, in the order given; options go to the reader of each.
+
+    Raises:
+        DataError: no files, or what `read` raises.
+    """
+    paths = list(paths)
+    if not paths:
+        raise DataError(f"no files to read. {_supported()}")
+    return [record for path in paths for record in read(path, **options)]
+
+
 def _content(path: Path) -> set[str]:
     """Names of the arrays in an npz file, or at the top and in the first group of an HDF5 one."""
     if path.suffix.lower() == ".npz":
@@ -90,10 +102,8 @@ def _check_options(chosen: _Format, options: dict[str, Any]) -> None:
 
 
 def _supported() -> str:
-    rows = [
-        f"{f.name} ({', '.join(f.suffixes)}"
-        + (f" with {', '.join(sorted(f.holds))}" * bool(f.holds))
-        + ")"
-        for f in _FORMATS
-    ]
+    rows = []
+    for f in _FORMATS:
+        content = f" with {', '.join(sorted(f.holds))}" if f.holds else ""
+        rows.append(f"{f.name} ({', '.join(f.suffixes)}{content})")
     return "Supported: " + "; ".join(rows)

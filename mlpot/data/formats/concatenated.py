@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from mlpot.data.formats.common import checked, formal_charge, reading, want_shape
+from mlpot.data.formats.common import checked, formal_charge, reading, text, want_shape
 from mlpot.data.record import Record
 from mlpot.errors import DataError
 
@@ -31,7 +31,7 @@ def read_concatenated(path: str | Path, level: str = "") -> list[Record]:
     path = Path(path)
     with reading(path, "concatenated HDF5"):
         with h5py.File(path, "r") as file:
-            level = str(file.attrs.get("level", level))
+            level = text(file.attrs.get("level", level))
             offset = file["offset"][:]
             molecule = file["molecule"][:].tolist()
             numbers = file["atomic_numbers"][:].astype(np.int64)

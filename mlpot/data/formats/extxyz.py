@@ -71,8 +71,8 @@ def _text(path: Path) -> str:
 
 def _record(atoms: Atoms, level: str, energy_key: str, forces_key: str) -> Record:
     # ASE moves the labels with standard names into a calculator and leaves the others in place.
-    results = atoms.calc.results if atoms.calc else {}
-    info = atoms.info
+    results: dict[str, Any] = atoms.calc.results if atoms.calc else {}
+    info: dict[str, Any] = atoms.info
     energy = results.get(energy_key, info.get(energy_key))
     forces = results.get(forces_key, atoms.arrays.get(forces_key))
     numbers = atoms.numbers.astype(np.int64)
@@ -85,7 +85,7 @@ def _record(atoms: Atoms, level: str, energy_key: str, forces_key: str) -> Recor
         forces=None if forces is None else np.asarray(forces, dtype=np.float64),
         cell=np.array(atoms.cell) if periodic else None,
         pbc=(x, y, z),
-        charge=round(float(info.get("charge", info.get("total_charge", 0)))),
+        charge=round(info.get("charge", info.get("total_charge", 0))),
         group=_word(info.get("group", info.get("smiles", ""))) or formula(numbers),
         subset=_word(info.get("subset", info.get("config_type", ""))),
         level=_word(info.get("level", "")) or level,
@@ -94,7 +94,7 @@ def _record(atoms: Atoms, level: str, energy_key: str, forces_key: str) -> Recor
 
 def _word(value: Any) -> str:
     """The text of a comment-line value: ASE reads the SMILES of HF, `F`, as False."""
-    if isinstance(value, np.ndarray):
+    if isinstance(value, list | np.ndarray):
         return " ".join(_word(v) for v in value)
     if isinstance(value, bool | np.bool_):
         return "T" if value else "F"
@@ -105,7 +105,9 @@ def _atoms(record: Record) -> Atoms:
     atoms = Atoms(record.numbers, record.positions, cell=record.cell, pbc=record.pbc)
     for name in ("group", "subset", "level", "charge"):
         if value := getattr(record, name):
-            atoms.info[name] = value
+            # A backslash is an escape when ASE reads, and a bond direction in SMILES.
+            escaped = value.replace("\\", "\\\\") if isinstance(value, str) else value
+            atoms.info[name] = escaped
     labels = {"energy": record.energy, "forces": record.forces}
     labels = {name: value for name, value in labels.items() if value is not None}
     if labels:

@@ -39,14 +39,14 @@ def read_spice(path: str | Path, level: str = "") -> list[Record]:
     records: list[Record] = []
     with reading(path, "SPICE HDF5"):
         with h5py.File(path, "r") as file:
-            stated = file.attrs.get("level", level)
+            stated = text(file.attrs.get("level", level))
             for name, molecule in file.items():
                 if not isinstance(molecule, h5py.Group) or "conformations" not in molecule:
                     raise DataError(
                         f"'{name}' is not a molecule (a group with 'conformations'): this is "
                         "not SPICE's layout"
                     )
-                records += _molecule(name.replace("|", "/"), molecule, str(stated))
+                records += _molecule(name.replace("|", "/"), molecule, stated)
         return checked(records)
 
 

@@ -1,0 +1,70 @@
+"""MLPotCalculator: any mlpot model as an ASE calculator."""
+
+from pathlib import Path
+from typing import Any
+
+from ase import Atoms
+from ase.calculators.calculator import Calculator, all_changes
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from mlpot.deploy.engines import BoundModel, DeployedModel
+from mlpot.deploy.load import load
+
+
+class MLPotCalculator(Calculator):
+    """Energy (eV), forces (eV/Å) and, for systems periodic in all directions, stress (eV/Å^3).
+
+    Args:
+        model: a zoo name, a model file, or a DeployedModel.
+        engine: ``auto``, ``eager`` or ``torchscript``.
+        dtype: ``float32`` or ``float64``; None leaves the model's own.
+        device: ``auto`` takes a GPU if there is one.
+
+    The total charge is ``atoms.info["charge"]``, or the sum of the initial charges; only
+    neutral closed-shell systems are covered, others raise UnsupportedSystemError.
+    """
+
+    implemented_properties = ["energy", "free_energy", "forces", "stress"]
+
+    def __init__(
+        self,
+        model: str | Path | DeployedModel = "pretrained-visnet",
+        engine: str = "auto",
+        dtype: str | None = None,
+        device: str = "auto",
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        loaded = model if isinstance(model, DeployedModel) else load(model, engine, dtype, device)
+        self.model = loaded
+        self._bound: BoundModel | None = None
+        self._key: tuple[Any, ...] = ()
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: list[str] | None = None,
+        system_changes: list[str] = all_changes,
+    ) -> None:
+        super().calculate(atoms, properties, system_changes)
+        system: Any = self.atoms
+        cell = system.cell.array if any(system.pbc) else None
+        result = self._bind(system)(system.positions, cell)
+        self.results = {
+            "energy": result.energy,
+            "free_energy": result.energy,
+            "forces": result.forces,
+        }
+        if result.stress is not None:
+            self.results["stress"] = full_3x3_to_voigt_6_stress(result.stress)
+
+    def _bind(self, atoms: Atoms) -> BoundModel:
+        """The model for these atoms; checked again only when they change."""
+        charge = float(atoms.info.get("charge", atoms.get_initial_charges().sum()))
+        multiplicity = int(atoms.info.get("multiplicity", 1))
+        key = (atoms.numbers.tobytes(), tuple(atoms.pbc), charge, multiplicity)
+        if self._bound is None or key != self._key:
+            x, y, z = (bool(p) for p in atoms.pbc)
+            self._bound = self.model.bind(atoms.numbers, (x, y, z), charge, multiplicity)
+            self._key = key
+        return self._bound

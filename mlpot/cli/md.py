@@ -1,0 +1,152 @@
+"""mlpot md: a simulation in one line."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mlpot.cli.common import aside, console, counted, say, size
+
+if TYPE_CHECKING:
+    from mlpot.md.simulate import Summary
+
+
+class Host(StrEnum):
+    """The program that integrates."""
+
+    openmm = "openmm"
+    ase = "ase"
+
+
+class Ensemble(StrEnum):
+    """What is kept constant."""
+
+    nvt = "nvt"
+    nve = "nve"
+
+
+class Format(StrEnum):
+    """Of the trajectory."""
+
+    dcd = "dcd"
+    xtc = "xtc"
+
+
+# One name an option, so that the signature below reads like a list of defaults.
+Input = Annotated[
+    str, typer.Argument(help="A .pdb, .xyz, .sdf or .mol file, or SMILES in quotes: 'CCO'.")
+]
+Model = Annotated[str, typer.Option(help="Name (see mlpot models), .safetensors or .pt file.")]
+Out = Annotated[Path, typer.Option(help="Folder for the results.")]
+Steps = Annotated[int, typer.Option(min=1, help="Number of time steps.")]
+Length = Annotated[
+    float | None, typer.Option("--ps", help="Length in picoseconds, instead of --steps.")
+]
+Timestep = Annotated[float, typer.Option(help="Time step, fs. Hydrogens move freely: 0.5 or 1.")]
+Temperature = Annotated[float, typer.Option(help="Temperature, K.")]
+EnsembleOption = Annotated[
+    Ensemble,
+    typer.Option(
+        case_sensitive=False, help="nvt: Langevin thermostat; nve: constant energy, no thermostat."
+    ),
+]
+Friction = Annotated[
+    float, typer.Option(help="Of the thermostat, 1/ps; 1 disturbs the motion less than 10.")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Of velocities, thermostat and conformer.")]
+HostOption = Annotated[Host, typer.Option(case_sensitive=False, help="Program that integrates.")]
+Engine = Annotated[
+    str,
+    typer.Option(
+        help="What runs the model. openmm: auto, torchforce, python; ase: auto, eager, torchscript."
+    ),
+]
+Dtype = Annotated[
+    str | None, typer.Option(help="float32 or float64; left out, the model's own precision.")
+]
+PlatformOption = Annotated[
+    str | None, typer.Option(help="OpenMM platform (CPU, CUDA, ...); for ase cpu or cuda.")
+]
+FormatOption = Annotated[
+    Format, typer.Option("--format", case_sensitive=False, help="Trajectory format.")
+]
+Interval = Annotated[int, typer.Option("--report", min=1, help="Steps between saved frames.")]
+Minimize = Annotated[bool, typer.Option(help="Relax the geometry a little before the start.")]
+NoPbc = Annotated[bool, typer.Option("--no-pbc", help="Ignore a box in the file.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier results in --out.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
+
+
+def md(
+    structure: Input,
+    model: Model = "pretrained-visnet",
+    out: Out = Path("runs/md"),
+    steps: Steps = 2000,
+    ps: Length = None,
+    timestep: Timestep = 0.5,
+    temperature: Temperature = 300.0,
+    ensemble: EnsembleOption = Ensemble.nvt,
+    friction: Friction = 10.0,
+    seed: Seed = 0,
+    host: HostOption = Host.openmm,
+    engine: Engine = "auto",
+    dtype: Dtype = None,
+    platform: PlatformOption = None,
+    trajectory: FormatOption = Format.dcd,
+    report: Interval = 20,
+    minimize: Minimize = True,
+    no_pbc: NoPbc = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Simulate a molecule and save its trajectory, energies and a plot.
+
+    Examples: `mlpot md CCO --ps 5`, `mlpot md protein.pdb --temperature 310 --out runs/protein`
+    """
+    from mlpot.md.simulate import simulate
+    from mlpot.md.structure import read_structure
+
+    system = read_structure(structure, periodic=not no_pbc, seed=seed)
+    for note in system.notes:
+        aside(f"note: {note}")
+    box = "not periodic" if system.box is None else "periodic"
+    say(f"{system.name}: {system.formula}, {counted(len(system.numbers), 'atom')}, {box}")
+    summary = simulate(
+        system,
+        model,
+        host=host.value,  # type: ignore[arg-type]
+        steps=steps if ps is None else max(1, round(ps * 1000 / timestep)),
+        timestep=timestep,
+        temperature=temperature,
+        friction=friction,
+        ensemble=ensemble.value,  # type: ignore[arg-type]
+        seed=seed,
+        out=out,
+        report_interval=report,
+        trajectory_format=trajectory.value,  # type: ignore[arg-type]
+        engine=engine,
+        dtype=dtype,
+        platform=platform,
+        minimize=minimize,
+        overwrite=overwrite,
+        progress=not quiet,
+        report=aside,
+        console=console(),
+    )
+    _show(summary)
+
+
+def _show(summary: "Summary") -> None:
+    if summary.interrupted:
+        say("interrupted; what had been simulated is kept")
+    say(
+        f"{counted(summary.steps, 'step')}, {summary.time:g} ps in {summary.seconds:.1f} s: "
+        f"{summary.steps_per_second:.1f} steps/s, {summary.ns_per_day:.2f} ns/day"
+    )
+    say(f"mean temperature of the second half: {summary.mean_temperature:.0f} K")
+    if summary.energy_drift is not None:
+        say(f"drift of the total energy: {summary.energy_drift:+.3f} meV per atom and ps")
+    for path in summary.files.values():
+        if path.exists():
+            say(f"  {path} ({size(path)})")

@@ -1,0 +1,93 @@
+"""Load a model by name or path into an engine."""
+
+from pathlib import Path
+
+import torch
+
+from mlpot.deploy.engines import DTYPES, ENGINES, DeployedModel
+from mlpot.deploy.export import script
+from mlpot.deploy.metadata import ENTRY, ExportInfo, parse_export_info
+from mlpot.errors import InputError, ModelFileError
+from mlpot.models.checkpoint import load_potential
+from mlpot.zoo import resolve
+
+
+def load(
+    model: str | Path,
+    engine: str = "auto",
+    dtype: str | None = None,
+    device: str | torch.device = "auto",
+) -> DeployedModel:
+    """A model ready to run.
+
+    Args:
+        model: a zoo name (`mlpot models`), a ``.safetensors`` file, or an exported ``.pt``.
+        engine: ``eager``, ``torchscript``, or ``auto``: eager for weights, torchscript for
+            exported files.
+        dtype: ``float32`` or ``float64``; None is float32 for weights, and the precision of
+            export for exported files, which cannot be changed.
+        device: ``cpu``, ``cuda``, ..., or ``auto``: a GPU if there is one.
+
+    Raises:
+        UnknownModelError: neither a file nor a zoo name.
+        ModelFileError: the file is truncated, altered or no mlpot file.
+        InputError: an engine or dtype that this file cannot give.
+    """
+    if engine not in ("auto", *ENGINES):
+        raise InputError(f"engine must be auto, {', '.join(ENGINES)}, got {engine!r}")
+    if dtype is not None and dtype not in DTYPES:
+        raise InputError(f"dtype must be {' or '.join(DTYPES)}, got {dtype!r}")
+    path = resolve(model)
+    where = _device(device)
+    if path.suffix == ".pt":
+        return _load_exported(path, engine, dtype, where)
+    potential, info = load_potential(path)
+    real = DTYPES[dtype or "float32"]
+    potential = potential.to(device=where, dtype=real)
+    if engine == "torchscript":
+        return DeployedModel(script(potential), info, "torchscript", real, where)
+    return DeployedModel(potential, info, "eager", real, where)
+
+
+def read_exported(
+    path: str | Path, device: str | torch.device = "cpu"
+) -> tuple[torch.jit.ScriptModule, ExportInfo]:
+    """The script module of an exported file and its description."""
+    path = Path(path)
+    if not path.is_file():
+        raise ModelFileError(f"no model file at {path}; check the path, or see `mlpot models`")
+    extra = {ENTRY: ""}
+    try:
+        module = torch.jit.load(str(path), map_location=device, _extra_files=extra)
+    except (RuntimeError, ValueError) as error:
+        raise ModelFileError(
+            f"{path} cannot be loaded as TorchScript: truncated, or no exported model. Export it "
+            f"again with `mlpot export` ({str(error).splitlines()[0]})"
+        ) from error
+    text = extra[ENTRY]
+    if not text:
+        raise ModelFileError(
+            f"{path} is TorchScript, but not exported by mlpot: it holds no {ENTRY}"
+        )
+    return module, parse_export_info(text if isinstance(text, str) else text.decode(), str(path))
+
+
+def _load_exported(
+    path: Path, engine: str, dtype: str | None, device: torch.device
+) -> DeployedModel:
+    if engine == "eager":
+        raise InputError(
+            f"{path} is exported TorchScript; the eager engine needs the .safetensors weights"
+        )
+    module, info = read_exported(path, device)
+    if dtype is not None and dtype != info.dtype:
+        raise InputError(
+            f"{path} was exported in {info.dtype}; export it again with --dtype {dtype}"
+        )
+    return DeployedModel(module.eval(), info.model, "torchscript", DTYPES[info.dtype], device)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device != "auto":
+        return torch.device(device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

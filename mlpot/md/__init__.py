@@ -1,0 +1,1 @@
+"""Run molecular dynamics: a structure in, a trajectory, a log and a plot out."""

@@ -1,0 +1,261 @@
+"""The two programs that integrate: OpenMM and ASE, behind the same five methods.
+
+Each host converts between its own units and ours (eV, Å, fs) and nothing else does.
+"""
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from ase import Atoms
+from ase import units as ase_units
+from ase.calculators.calculator import Calculator, all_changes
+from numpy.typing import NDArray
+
+from mlpot.deploy.load import load
+from mlpot.errors import InputError, MLPotError
+from mlpot.md.structure import Structure
+from mlpot.units import ANGSTROM_TO_NM, KJ_PER_MOL_TO_EV
+
+#: below this many atoms one CPU thread integrates faster than several
+FEW_ATOMS = 2000
+
+
+class Host(Protocol):
+    """A system with an integrator."""
+
+    description: str
+
+    def minimize(self, iterations: int) -> None:
+        """Go downhill, at most this many iterations."""
+
+    def set_velocities(self, velocities: NDArray[np.float64]) -> None:
+        """[N, 3] Å/fs"""
+
+    def step(self, steps: int) -> None:
+        """Integrate."""
+
+    def positions(self) -> NDArray[np.float64]:
+        """[N, 3] Å"""
+
+    def energies(self) -> tuple[float, float]:
+        """Potential and kinetic energy, eV."""
+
+
+class OpenMMHost:
+    """OpenMM, through OpenMM-ML.
+
+    Args:
+        engine: ``auto``, ``torchforce`` or ``python``.
+        platform: an OpenMM platform; None takes the fastest of CUDA and CPU that works.
+        note: told what the user should know.
+    """
+
+    def __init__(
+        self,
+        structure: Structure,
+        model: str | Path,
+        *,
+        timestep: float,
+        temperature: float,
+        friction: float,
+        ensemble: str,
+        seed: int,
+        engine: str = "auto",
+        dtype: str | None = None,
+        platform: str | None = None,
+        note: Callable[[str], None] = print,
+    ):
+        import openmm
+        from openmm import unit
+        from openmmml import MLPotential
+
+        options = {"engine": engine} | ({} if dtype is None else {"dtype": dtype})
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            potential = MLPotential("mlpot", model=str(model))
+            system = potential.createSystem(structure.topology, removeCMMotion=True, **options)
+        for warning in caught:
+            if str(warning.message).startswith("mlpot"):
+                note(str(warning.message))
+        dt = timestep * unit.femtosecond
+        if ensemble == "nvt":
+            self._integrator = openmm.LangevinMiddleIntegrator(
+                temperature * unit.kelvin, friction / unit.picosecond, dt
+            )
+            self._integrator.setRandomNumberSeed(seed + 1)  # 0 means a new seed every time
+        else:
+            self._integrator = openmm.VerletIntegrator(dt)
+        self._context = _context(openmm, system, self._integrator, platform)
+        self._context.setPositions(structure.positions * unit.angstrom)
+        self.description = f"OpenMM {openmm.version.short_version}, platform " + (
+            self._context.getPlatform().getName()
+        )
+
+    def minimize(self, iterations: int) -> None:
+        import openmm
+
+        self._guarded(
+            lambda: openmm.LocalEnergyMinimizer.minimize(self._context, 10.0, iterations)
+        )
+
+    def set_velocities(self, velocities: NDArray[np.float64]) -> None:
+        from openmm import unit
+
+        self._context.setVelocities(velocities * (unit.angstrom / unit.femtosecond))
+
+    def step(self, steps: int) -> None:
+        self._guarded(lambda: self._integrator.step(steps))
+
+    def positions(self) -> NDArray[np.float64]:
+        # not enforcePeriodicBox: OpenMM knows no bonds here, and would tear molecules apart
+        state = self._context.getState(getPositions=True)
+        return np.asarray(state.getPositions(asNumpy=True)._value) / ANGSTROM_TO_NM
+
+    def energies(self) -> tuple[float, float]:
+        state = self._guarded(lambda: self._context.getState(getEnergy=True))
+        return (
+            state.getPotentialEnergy()._value * KJ_PER_MOL_TO_EV,
+            state.getKineticEnergy()._value * KJ_PER_MOL_TO_EV,
+        )
+
+    def _guarded(self, call: Callable[[], Any]) -> Any:
+        """Exceptions of OpenMM as ours; an mlpot error from inside a PythonForce stays one."""
+        import openmm
+
+        try:
+            return call()
+        except openmm.OpenMMException as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise MLPotError(lines[-1] if lines else "OpenMM stopped without a message") from error
+
+
+class AseHost:
+    """ASE. The same arguments; ``platform`` is cpu or cuda, ``engine`` one of mlpot's."""
+
+    def __init__(
+        self,
+        structure: Structure,
+        model: str | Path,
+        *,
+        timestep: float,
+        temperature: float,
+        friction: float,
+        ensemble: str,
+        seed: int,
+        engine: str = "auto",
+        dtype: str | None = None,
+        platform: str | None = None,
+        note: Callable[[str], None] = print,
+    ):
+        import ase
+        from ase.constraints import FixCom
+        from ase.md.langevin import Langevin
+        from ase.md.verlet import VelocityVerlet
+
+        self._atoms = Atoms(
+            structure.numbers,
+            structure.positions,
+            masses=structure.masses,
+            cell=structure.box,
+            pbc=structure.box is not None,
+        )
+        device = "auto" if platform is None else platform.lower()
+        loaded = load(model, engine, dtype, device)
+        self._atoms.calc = _Calculator(loaded.bind(structure.numbers, bool(self._atoms.pbc.any())))
+        self._atoms.set_constraint(FixCom())
+        dt = timestep * ase_units.fs
+        self._dynamics: Any
+        if ensemble == "nvt":
+            self._dynamics = Langevin(
+                self._atoms,
+                dt,
+                temperature_K=temperature,
+                friction=friction / (1000 * ase_units.fs),
+                fixcm=False,  # FixCom instead: fixcm samples a slightly wrong ensemble
+                rng=np.random.RandomState(seed),
+            )
+        else:
+            self._dynamics = VelocityVerlet(self._atoms, dt)
+        self.description = f"ASE {ase.__version__}, {loaded.engine} on {loaded.device}"
+
+    def minimize(self, iterations: int) -> None:
+        from ase.optimize import LBFGS
+
+        LBFGS(self._atoms, logfile=None).run(fmax=0.1, steps=iterations)
+
+    def set_velocities(self, velocities: NDArray[np.float64]) -> None:
+        self._atoms.set_velocities(velocities / ase_units.fs)
+
+    def step(self, steps: int) -> None:
+        for _ in range(steps):
+            self._dynamics.step()
+
+    def positions(self) -> NDArray[np.float64]:
+        return self._atoms.get_positions()
+
+    def energies(self) -> tuple[float, float]:
+        return float(self._atoms.get_potential_energy()), float(self._atoms.get_kinetic_energy())
+
+
+class _Calculator(Calculator):
+    """A model bound to its atoms. MLPotCalculator does more (it follows changing atoms), but
+    hosts stand beside it, not on it."""
+
+    implemented_properties = ["energy", "free_energy", "forces"]  # noqa: RUF012
+
+    def __init__(self, bound: Any):
+        super().__init__()
+        self._bound = bound
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: list[str] | None = None,
+        system_changes: list[str] = all_changes,
+    ) -> None:
+        super().calculate(atoms, properties, system_changes)
+        cell = self.atoms.cell.array if self.atoms.pbc.any() else None
+        result = self._bound(self.atoms.positions, cell)
+        self.results = {
+            "energy": result.energy,
+            "free_energy": result.energy,
+            "forces": result.forces,
+        }
+
+
+HOSTS: dict[str, Callable[..., Host]] = {"openmm": OpenMMHost, "ase": AseHost}
+
+
+def _context(openmm: Any, system: Any, integrator: Any, platform: str | None) -> Any:
+    known = [
+        openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())
+    ]
+    if platform is not None:
+        name = {k.lower(): k for k in known}.get(platform.lower())
+        if name is None:
+            raise InputError(f"no OpenMM platform {platform!r} here; there are {', '.join(known)}")
+        choices = [name]
+    else:
+        choices = [name for name in ("CUDA", "CPU", "Reference") if name in known]
+    for name in choices:
+        chosen = openmm.Platform.getPlatformByName(name)
+        properties = {"Threads": _threads(system.getNumParticles())} if name == "CPU" else {}
+        try:
+            return openmm.Context(system, integrator, chosen, properties)
+        except openmm.OpenMMException as error:
+            # A CUDA platform without a usable device is only found out here.
+            if name == choices[-1]:
+                raise MLPotError(f"OpenMM cannot use its platform {name}: {error}") from error
+    raise MLPotError("this OpenMM has no platform; install it again")
+
+
+def _threads(atoms: int) -> str:
+    """Threads of OpenMM's own loops. The model's threads are torch's business."""
+    if atoms < FEW_ATOMS:
+        return "1"
+    mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return str(len(mine))

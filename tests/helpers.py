@@ -1,0 +1,46 @@
+"""Small models and molecules that many tests use."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.build import molecule
+
+from mlpot.models.checkpoint import ModelInfo, build, save
+from mlpot.models.visnet import ViSNetConfig
+
+REFERENCES = {1: -13.587, 6: -1029.5, 7: -1484.9, 8: -2042.0}
+
+
+def save_random_model(
+    path: Path, name: str = "random", seed: int = 1, scale: float = 2.0, **config: object
+) -> Path:
+    """A potential with random weights on H, C, N, O, with reference energies of real size."""
+    torch.manual_seed(seed)
+    settings = {"layers": 3, "channels": 16, "heads": 4, "radial": 8, **config}
+    info = ModelInfo(
+        name=name,
+        config=ViSNetConfig(**settings).model_dump(),  # type: ignore[arg-type]
+        reference_energies=REFERENCES,
+        elements=sorted(REFERENCES),
+        scale=scale,
+        level="random weights",
+    )
+    save(build(info), info, path)
+    return path
+
+
+def ethanol() -> Atoms:
+    """9 atoms, slightly distorted so that no force vanishes by symmetry."""
+    atoms = molecule("CH3CH2OH")
+    atoms.positions += 0.03 * np.random.default_rng(0).standard_normal(atoms.positions.shape)
+    return atoms
+
+
+def methanol_with_water() -> Atoms:
+    """9 + 3 - 3 = 9 atoms in two molecules would be odd again; this one is even: 6 + 3 + 3."""
+    first, second, third = molecule("CH3OH"), molecule("H2O"), molecule("H2O")
+    second.positions += [3.2, 0.3, 0.2]
+    third.positions += [-0.4, 3.4, 0.5]
+    return first + second + third
