@@ -275,7 +275,7 @@ def test_the_lazy_table_matches_what_mypy_sees() -> None:
     assert seen == {f"{module}.{name}" for name, module in lazy_table().items()}
 
 
-# What `import openmmml` loads: the package and its factory. Other modules load when forces are added.
+# What `import openmmml` loads: package and factory. Other modules load when forces are added.
 PLUGIN_MODULES = sorted(
     name
     for name in SOURCES

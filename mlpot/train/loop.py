@@ -8,6 +8,7 @@ import os
 import time
 import tomllib
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -74,7 +75,7 @@ class TrainingModule(L.LightningModule):
         loss = self.loss(batch)
         if not torch.isfinite(loss):
             raise InputError(
-                f"the loss is {float(loss)} at step {self.global_step}; look for damaged labels "
+                f"the loss is {float(loss.detach())} at step {self.global_step}; look for damaged labels "
                 "in the data, or lower learning_rate"
             )
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=1)
@@ -148,31 +149,10 @@ def fit(
     if loop.threads:
         torch.set_num_threads(loop.threads)
     keep = KeepBest(save)
-    callbacks: list[Callback] = [
-        keep,
-        EMAWeightAveraging(decay=loop.ema, use_buffers=False),
-        LearningRateMonitor("step"),
-        ModelCheckpoint(
-            dirpath=out,
-            filename="last",
-            save_top_k=1,
-            enable_version_counter=False,
-            train_time_interval=_minutes(loop.checkpoint_minutes),
-        ),
-        ModelCheckpoint(
-            dirpath=out,
-            filename="last",
-            save_top_k=1,
-            enable_version_counter=False,
-            every_n_train_steps=loop.validate_every,
-        ),
-    ]
-    if loop.patience:
-        callbacks.append(EarlyStopping("val/loss", patience=loop.patience))
     trainer = L.Trainer(
         default_root_dir=out,
         accelerator=loop.device,
-        devices=loop.devices if loop.device != "auto" or torch.cuda.is_available() else 1,
+        devices=loop.devices,
         max_steps=loop.steps,
         max_epochs=-1,
         val_check_interval=loop.validate_every,
@@ -180,7 +160,7 @@ def fit(
         num_sanity_val_steps=0,
         gradient_clip_val=loop.clip,
         inference_mode=False,
-        callbacks=callbacks,
+        callbacks=_callbacks(loop, keep, out),
         logger=[CSVLogger(out, name="log"), TensorBoardLogger(out, name="tensorboard")],
         enable_progress_bar=progress,
         enable_model_summary=False,
@@ -197,6 +177,26 @@ def fit(
     )
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "steps": trainer.global_step, "history": keep.history}
+
+
+def _callbacks(loop: LoopConfig, keep: KeepBest, out: Path) -> list[Callback]:
+    """Averaging, logs, and one checkpoint file, written by steps and by the clock."""
+    last: dict[str, Any] = {
+        "dirpath": out,
+        "filename": RESUME.removesuffix(".ckpt"),
+        "save_top_k": 1,
+        "enable_version_counter": False,
+    }
+    callbacks: list[Callback] = [
+        keep,
+        EMAWeightAveraging(decay=loop.ema, use_buffers=False),
+        LearningRateMonitor("step"),
+        ModelCheckpoint(**last, train_time_interval=timedelta(minutes=loop.checkpoint_minutes)),
+        ModelCheckpoint(**last, every_n_train_steps=loop.validate_every),
+    ]
+    if loop.patience:
+        callbacks.append(EarlyStopping("val/loss", patience=loop.patience))
+    return callbacks
 
 
 def read_toml(path: str | Path, kind: type[Config]) -> Config:
@@ -218,12 +218,6 @@ def write_config(config: BaseModel, out: Path) -> None:
             "folder, or remove this one to start anew"
         )
     write_atomically(path, text.encode())
-
-
-def _minutes(count: float) -> Any:
-    from datetime import timedelta
-
-    return timedelta(minutes=count)
 
 
 def quiet() -> None:

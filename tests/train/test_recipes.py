@@ -1,0 +1,235 @@
+"""The two recipes on tiny data: they learn, resume exactly, and stop where they should."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mlpot.data.record import Record
+from mlpot.deploy.load import load as deploy
+from mlpot.errors import DataError, InputError
+from mlpot.models.checkpoint import load
+from mlpot.models.potential import Denoiser, Potential
+from mlpot.models.visnet import ViSNetConfig
+from mlpot.train.finetune import EnergyForceModule, FinetuneConfig, evaluate, finetune
+from mlpot.train.loop import LoopConfig, quiet, read_toml
+from mlpot.train.losses import energy_force_loss
+from mlpot.train.pretrain import PretrainConfig, pretrain
+from tests.helpers import ethanol, save_random_model
+
+MODEL = ViSNetConfig(layers=2, channels=16, heads=4, radial=8)
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> None:
+    quiet()
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
+    """Distorted ethanol, labelled by a random but fixed potential."""
+    teacher = deploy(
+        save_random_model(tmp_path_factory.mktemp("teacher") / "t.safetensors", scale=1.0)
+    )
+    rng = np.random.default_rng(0)
+    atoms, made = ethanol(), []
+    for _ in range(40):
+        positions = atoms.positions + 0.05 * rng.standard_normal(atoms.positions.shape)
+        result = teacher(atoms.numbers, positions)
+        made.append(
+            Record(
+                numbers=atoms.numbers.astype(np.int64),
+                positions=positions,
+                energy=result.energy,
+                forces=result.forces,
+                group="CCO",
+                level="teacher",
+            )
+        )
+    return made
+
+
+def loop(**changes: Any) -> LoopConfig:
+    settings = {"steps": 12, "batch_atoms": 36, "warmup": 2, "validate_every": 4, "threads": 2}
+    return LoopConfig(**{**settings, "learning_rate": 3e-3, "ema": 0.5, **changes})
+
+
+def config(**changes: Any) -> FinetuneConfig:
+    settings = {"validation": 8, "test": 8, "model": MODEL, "loop": loop()}
+    return FinetuneConfig(**{**settings, **changes})
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return load(path)[0].state_dict()
+
+
+def test_finetuning_learns(records: list[Record], tmp_path: Path) -> None:
+    start, _ = finetune(records, config(loop=loop(steps=4)), tmp_path / "a", progress=False)
+    _, before = finetune(records, config(loop=loop(steps=4)), tmp_path / "b", progress=False)
+    longer = config(loop=loop(steps=120, validate_every=40))
+    info, after = finetune(records, longer, tmp_path / "c", progress=False)
+    assert after.force_mae < 0.6 * before.force_mae
+    assert info.level == "teacher" and info.elements == [1, 6, 8]
+    assert info.provenance["validation"]["force_mae"] > 0
+    model, _ = load(tmp_path / "c" / "model.safetensors")
+    assert isinstance(model, Potential)
+    split = json.loads((tmp_path / "c" / "split.json").read_text())
+    test = [records[i] for i in split["test"]]
+    assert len(test) == 8
+    assert evaluate(model, test).force_mae == pytest.approx(after.force_mae, rel=1e-6)
+
+
+def test_resuming_is_exact(
+    records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between two checkpoints, in the middle of an epoch, then started again."""
+    settings = config(loop=loop(steps=14, validate_every=3))
+    finetune(records, settings, tmp_path / "whole", progress=False)
+
+    honest = EnergyForceModule.training_step
+
+    def dies(self: EnergyForceModule, batch: Any, index: int) -> torch.Tensor:
+        if self.global_step == 8:
+            raise RuntimeError("the machine went away")
+        return honest(self, batch, index)
+
+    monkeypatch.setattr(EnergyForceModule, "training_step", dies)
+    with pytest.raises(RuntimeError, match="went away"):
+        finetune(records, settings, tmp_path / "cut", progress=False)
+    monkeypatch.setattr(EnergyForceModule, "training_step", honest)
+    steps: list[int] = []
+    monkeypatch.setattr(
+        EnergyForceModule,
+        "training_step",
+        lambda self, batch, index: (steps.append(self.global_step), honest(self, batch, index))[1],
+    )
+    finetune(records, settings, tmp_path / "cut", progress=False)
+    assert steps == list(range(6, 14))  # from the last checkpoint, not from the start
+    whole, cut = (weights(tmp_path / f / "model.safetensors") for f in ("whole", "cut"))
+    for name in whole:
+        assert torch.equal(whole[name], cut[name]), name
+
+
+def test_a_finished_run_is_not_trained_again(
+    records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = finetune(records, config(), tmp_path, progress=False)
+
+    def must_not_train(self: EnergyForceModule, batch: Any, index: int) -> torch.Tensor:
+        raise AssertionError("a finished run was trained again")
+
+    monkeypatch.setattr(EnergyForceModule, "training_step", must_not_train)
+    assert finetune(records, config(), tmp_path, progress=False) == first
+    with pytest.raises(InputError, match="another configuration"):
+        finetune(records, config(energy_weight=7.0), tmp_path, progress=False)
+
+
+def test_early_stopping(
+    records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, losses = EnergyForceModule.finish, [3.0, 2.0, 2.5, 2.5, 1.0, 1.0]
+    seen: list[float] = []
+
+    def scripted(self: EnergyForceModule) -> dict[str, float]:
+        seen.append(losses[len(seen)])
+        return {**honest(self), "loss": seen[-1]}
+
+    monkeypatch.setattr(EnergyForceModule, "finish", scripted)
+    settings = config(loop=loop(steps=24, validate_every=4, patience=2))
+    info, _ = finetune(records, settings, tmp_path, progress=False)
+    assert seen == [3.0, 2.0, 2.5, 2.5]  # two without gain, and the better 1.0 is never reached
+    assert info.provenance["validation"]["loss"] == 2.0  # what is kept is the best
+
+
+def test_denoising_learns_and_seeds_finetuning(records: list[Record], tmp_path: Path) -> None:
+    settings = PretrainConfig(
+        noise=0.1,
+        validation=8,
+        model=MODEL,
+        loop=loop(steps=150, validate_every=50, ema=0.9, learning_rate=1e-2),
+    )
+    info = pretrain(records, settings, tmp_path / "denoised", progress=False)
+    assert info.kind == "denoiser"
+    assert info.provenance["validation"]["loss"] < 0.9  # 1 is what predicting no noise gives
+    start = tmp_path / "denoised" / "model.safetensors"
+    denoised, _ = load(start)
+    assert isinstance(denoised, Denoiser)
+    frozen = loop(steps=1, validate_every=1, learning_rate=1e-12, warmup=0)
+    finetune(records, config(loop=frozen), tmp_path / "tuned", start, progress=False)
+    tuned, _ = load(tmp_path / "tuned" / "model.safetensors")
+    for name, value in denoised.backbone.state_dict().items():
+        torch.testing.assert_close(tuned.backbone.state_dict()[name], value)
+
+
+def test_starting_from_a_potential_keeps_its_forces(records: list[Record], tmp_path: Path) -> None:
+    """References are refitted so that another level of theory costs nothing at step 0."""
+    teacher = save_random_model(tmp_path / "teacher.safetensors", scale=1.0)
+    shifted = [
+        Record(r.numbers, r.positions, (r.energy or 0) + 60.0, r.forces, group="CCO", level="b")
+        for r in records
+    ]
+    frozen = loop(steps=1, validate_every=1, learning_rate=1e-12, warmup=0)
+    _, errors = finetune(shifted, config(loop=frozen), tmp_path / "out", teacher, progress=False)
+    assert errors.force_mae < 1e-4
+    assert errors.energy_mae < 1e-4
+
+
+def test_bad_data_is_refused(records: list[Record], tmp_path: Path) -> None:
+    def changed(**fields: Any) -> list[Record]:
+        r = records[3]
+        values = {f: getattr(r, f) for f in ("numbers", "positions", "energy", "forces", "group")}
+        return [*records[:3], Record(**{**values, **fields}), *records[4:]]
+
+    teacher = save_random_model(tmp_path / "teacher.safetensors")
+    for bad, message in (
+        (changed(forces=None), "force"),
+        (changed(energy=None), "energy"),
+        (changed(positions=records[3].positions * np.nan), "NaN|finite"),
+        (changed(charge=1), "charge"),
+    ):
+        with pytest.raises(DataError, match=message):
+            finetune(bad, config(), tmp_path / "bad", teacher, progress=False)
+    kcal = [
+        Record(r.numbers, r.positions, (r.energy or 0) * 23.06, r.forces, group="CCO")
+        for r in records
+    ]
+    with pytest.raises(DataError, match=r"(?s)wrong units.*kcal/mol"):
+        finetune(kcal, config(), tmp_path / "units", teacher, progress=False)
+    numbers = records[0].numbers.copy()
+    numbers[0] = 16
+    sulphur = [
+        Record(numbers, r.positions, r.energy, r.forces, group="CCS", level="x") for r in records
+    ]
+    with pytest.raises(DataError, match="16"):
+        finetune(sulphur, config(), tmp_path / "element", teacher, progress=False)
+    assert not list(tmp_path.glob("**/model.safetensors"))
+
+
+def test_recipes_from_toml(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text('name = "mine"\n[loop]\nsteps = 7\n')
+    assert read_toml(path, FinetuneConfig).loop.steps == 7
+    path.write_text("stepz = 7\n")
+    with pytest.raises(InputError, match="stepz"):
+        read_toml(path, FinetuneConfig)
+    with pytest.raises(InputError, match="No such file"):
+        read_toml(tmp_path / "absent.toml", PretrainConfig)
+    for recipe in (Path(__file__).parents[2] / "mlpot" / "zoo" / "recipes").glob("*.toml"):
+        read_toml(recipe, PretrainConfig if "denoise" in recipe.name else FinetuneConfig)
+
+
+def test_the_loss_by_hand(records: list[Record]) -> None:
+    from mlpot.data.loader import GraphLoader
+    from mlpot.models.potential import Prediction
+
+    target = next(iter(GraphLoader(records[:1], 5.0, shuffle=False)))
+    shifted = torch.zeros(9, 3)
+    shifted[:, 0] = 0.3
+    prediction = Prediction(
+        target.energy + 0.9, target.forces + shifted, torch.zeros(1, 3, 3), target.energy
+    )
+    loss = energy_force_loss(prediction, target, energy_weight=2.0, force_weight=1.0)
+    assert float(loss) == pytest.approx(2.0 * 0.1 + 0.3, rel=1e-4)
