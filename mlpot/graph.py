@@ -104,6 +104,9 @@ def check(graph: Graph) -> Graph:
         )
     if e and (int(graph.edge_index.min()) < 0 or int(graph.edge_index.max()) >= n):
         raise InputError(f"Graph.edge_index must lie in 0..{n - 1}")
-    if bool((graph.batch[1:] < graph.batch[:-1]).any()) or int(graph.batch[-1]) >= b:
-        raise InputError("Graph.batch must ascend and stay below the number of cells")
+    first, last = int(graph.batch[0]), int(graph.batch[-1])
+    if bool((graph.batch[1:] < graph.batch[:-1]).any()) or first < 0 or last >= b:
+        raise InputError(f"Graph.batch must ascend within 0..{b - 1}, one index for each cell")
+    if not bool(torch.isfinite(graph.shifts).all() and torch.isfinite(graph.cell).all()):
+        raise InputError("Graph.shifts and Graph.cell must be finite")
     return graph

@@ -9,6 +9,7 @@ from itertools import product
 
 import numpy as np
 import torch
+from ase.geometry import complete_cell
 from numpy.typing import ArrayLike, NDArray
 from vesin import NeighborList
 
@@ -69,6 +70,8 @@ def brute_force(
     positions, box, periodic = _checked(positions, cell, pbc)
     ranges = [range(1)] * 3
     if any(periodic):
+        # directions without periodicity may have no lattice vector
+        box = np.asarray(complete_cell(np.where(np.asarray(periodic)[:, None], box, 0.0)))
         heights = 1.0 / np.linalg.norm(np.linalg.inv(box), axis=0)
         span = np.ptp(np.linalg.solve(box.T, positions.T), axis=1)
         reach = np.ceil(cutoff / heights + span).astype(int)

@@ -110,7 +110,6 @@ def test_values_that_cannot_be_used() -> None:
         check(empty)
 
 
-@pytest.mark.xfail(strict=True, reason="check compares batch with its upper bound only")
 def test_negative_structure_index() -> None:
     graph = graphs()[0]
     with pytest.raises(InputError, match="batch"):

@@ -1,8 +1,8 @@
 """Weights on disk: one safetensors file whose header carries a JSON description.
 
 No pickle. The description (`ModelInfo`) is all that is needed to rebuild the model, and says
-what the model covers and where it comes from. A hash over the tensors finds files that were
-truncated or altered.
+what the model covers and where it comes from. A hash over tensors and description finds files
+that were truncated or altered.
 """
 
 import hashlib
@@ -11,17 +11,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from mlpot.errors import ModelFileError
+from mlpot.errors import InputError, ModelFileError
 from mlpot.models.heads import EnergyHead, NoiseHead
 from mlpot.models.potential import Denoiser, Potential
 from mlpot.models.visnet import ViSNet, ViSNetConfig
 
 FORMAT = 1
+
+#: state that the description holds exactly, so that float32 does not round it
+_TOLD = ("reference_energies", "scale")
 
 #: every backbone that a file may name
 BACKBONES: dict[str, tuple[type[BaseModel], type[nn.Module]]] = {"visnet": (ViSNetConfig, ViSNet)}
@@ -61,9 +64,15 @@ def build(info: ModelInfo) -> Potential | Denoiser:
 
 
 def save(model: Potential | Denoiser, info: ModelInfo, path: str | Path) -> ModelInfo:
-    """Write weights in float32 and their description; returns it with the hash filled in."""
+    """Write weights in float32 and their description; returns it with the hash filled in.
+
+    Raises:
+        InputError: the description is not that of this model; a file would reload as another.
+    """
+    _check_told(model, info)
     tensors = {k: v.detach().cpu().float().contiguous() for k, v in _weights(model).items()}
-    info = info.model_copy(update={"format": FORMAT, "sha256": _hash(tensors)})
+    info = info.model_copy(update={"format": FORMAT})
+    info = info.model_copy(update={"sha256": _hash(tensors, info)})
     data = to_bytes(tensors, metadata={"mlpot": info.model_dump_json()})
     write_atomically(Path(path), data)
     return info
@@ -77,17 +86,19 @@ def load(path: str | Path) -> tuple[Potential | Denoiser, ModelInfo]:
     """
     tensors, header = _read(Path(path))
     info = parse_info(header, path)
-    if info.sha256 != _hash(tensors):
+    if info.sha256 != _hash(tensors, info):
         raise ModelFileError(
-            f"{path} is damaged: the hash of its weights is not the one in its header. "
-            "Fetch or train it again"
+            f"{path} is damaged: its hash is not the one in its header. Fetch or train it again"
         )
-    model = build(info)
-    expected = _weights(model)
-    if set(expected) != set(tensors):
-        odd = sorted(set(expected) ^ set(tensors))[:3]
-        raise ModelFileError(f"{path} does not fit its own description; it differs at {odd}")
-    model.load_state_dict(tensors, strict=False)
+    try:
+        model = build(info)
+        told = {k: v for k, v in model.state_dict().items() if k in _TOLD}
+        model.load_state_dict({**tensors, **told})
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise ModelFileError(
+            f"{path} does not fit its own description ({error}); it was written by another "
+            "version of mlpot, or by another program"
+        ) from error
     return model.eval(), info
 
 
@@ -112,7 +123,7 @@ def parse_info(header: str, path: str | Path) -> ModelInfo:
                 f"{path} is of format {number}; this mlpot reads up to {FORMAT}. Upgrade mlpot"
             )
         return ModelInfo.model_validate(raw)
-    except (ValueError, AttributeError, ValidationError) as error:
+    except (ValueError, AttributeError, TypeError) as error:
         raise ModelFileError(
             f"{path}: the description in its header is invalid: {error}"
         ) from error
@@ -147,14 +158,25 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str]:
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """State less what the description holds exactly (reference energies, scale)."""
-    told = ("reference_energies", "scale")
-    return {k: v for k, v in model.state_dict().items() if k not in told}
+    """State less what the description holds exactly."""
+    return {k: v for k, v in model.state_dict().items() if k not in _TOLD}
 
 
-def _hash(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _check_told(model: Potential | Denoiser, info: ModelInfo) -> None:
+    twin = build(info)
+    mine, theirs = model.state_dict(), twin.state_dict()
+    shapes = {k: v.shape for k, v in mine.items()} == {k: v.shape for k, v in theirs.items()}
+    same = shapes and all(torch.allclose(mine[k].cpu().double(), theirs[k].double()) for k in _TOLD if k in mine)
+    if not same or type(model) is not type(twin):
+        raise InputError(
+            "the description does not fit the model: config, scale or reference energies differ. "
+            "Save with the ModelInfo that the model was built from"
+        )
+
+
+def _hash(tensors: dict[str, Tensor], info: ModelInfo) -> str:
+    digest = hashlib.sha256(info.model_dump_json(exclude={"sha256"}).encode())
     for key in sorted(tensors):
-        digest.update(key.encode())
+        digest.update(f"{key}{list(tensors[key].shape)}".encode())
         digest.update(tensors[key].contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -70,6 +70,12 @@ class Potential(nn.Module):
             graph: any number of structures.
             features: also return the backbone's scalar features.
         """
+        if torch.jit.is_scripting():
+            return self._predict(graph, features)
+        with torch.enable_grad():  # forces are gradients, under torch.no_grad() as well
+            return self._predict(graph, features)
+
+    def _predict(self, graph: Graph, features: bool) -> Prediction:
         vectors = edge_vectors(graph)
         if not vectors.requires_grad:
             vectors = vectors.detach().requires_grad_(True)

@@ -360,7 +360,6 @@ def test_double_backward_by_finite_differences(lmax: int, name: str) -> None:
         assert gradient[index].item() == pytest.approx(numeric, rel=1e-6)
 
 
-@pytest.mark.xfail(strict=True, reason="Potential.forward does not switch gradients on")
 def test_forces_under_no_grad(model: Potential, small: System) -> None:
     """Users wrap predictions in no_grad by habit; forces need gradients all the same."""
     graph = small.graph(CUTOFF)
