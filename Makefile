@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 DEMO := $(BIN)/mlpot md examples/alanine-dipeptide.pdb --steps 2000 --timestep 0.5 \
-	--temperature 300 --out runs/demo
+	--temperature 300 --out runs/demo --overwrite
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_NO_INPUT = 1

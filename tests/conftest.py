@@ -1,4 +1,4 @@
-"""What every test shares: reproducible random numbers, two threads, the data beside the clone."""
+"""What every test shares: reproducible random numbers, one thread, the data beside the clone."""
 
 import os
 import random
@@ -14,8 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent
 settings.register_profile("mlpot", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("mlpot")
 
-# Before torch or OpenMM start their pools, and inherited by subprocesses.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Tests are small: a second thread gains nothing, and where cores are busy it waits in a spin loop
+# that makes the suite ten times slower. Before torch or OpenMM start their pools, and inherited
+# by subprocesses.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +27,7 @@ def _seed() -> None:
     np.random.seed(0)
     if torch := sys.modules.get("torch"):  # only where a test module has imported it already
         torch.manual_seed(0)
-        torch.set_num_threads(2)
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

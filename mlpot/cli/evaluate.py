@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlpot.cli.common import console, counted, read_all, say
+from mlpot.cli.common import aside, console, counted, read_all, say
 
 if TYPE_CHECKING:
     from mlpot.data.record import Record
     from mlpot.deploy.engines import DeployedModel
     from mlpot.train.losses import Errors
+
+#: eV per atom; no model of the same level of theory is that wrong on average
+OTHER_LEVEL = 0.3
 
 
 def evaluate(
@@ -38,6 +41,11 @@ def evaluate(
     total = _total(list(rows.values()))
     parameters = sum(p.numel() for p in loaded.module.parameters())
     _show(rows, total, len(records))
+    if total.energy_mae > OTHER_LEVEL:
+        aside(
+            f"note: energies are off by {total.energy_mae:.1f} eV per atom, so these labels are of "
+            "another level of theory than the model's; compare forces, or fine-tune first"
+        )
     rate = len(records) / seconds
     say(
         f"{loaded.info.name}: {counted(parameters, 'parameter')}, labels from {loaded.info.level}; "
@@ -107,12 +115,11 @@ def _total(rows: "list[tuple[list[Record], Errors]]") -> "Errors":
     )
 
 
-def _show(
-    rows: "dict[str, tuple[list[Record], Errors]]", total: "Errors", frames: int
-) -> None:
+def _show(rows: "dict[str, tuple[list[Record], Errors]]", total: "Errors", frames: int) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table()
+    table = Table(box=SIMPLE_HEAD)
     table.add_column("subset", overflow="fold")
     titles = ("frames", "energy MAE", "energy RMSE", "force MAE", "force RMSE")
     units = ("", "meV/atom", "meV/atom", "meV/Å", "meV/Å")

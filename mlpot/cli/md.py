@@ -33,12 +33,14 @@ class Format(StrEnum):
     xtc = "xtc"
 
 
+PROGRAM, RESULTS = "How it is computed", "Results"
+
 # One name an option, so that the signature below reads like a list of defaults.
 Input = Annotated[
     str, typer.Argument(help="A .pdb, .xyz, .sdf or .mol file, or SMILES in quotes: 'CCO'.")
 ]
 Model = Annotated[str, typer.Option(help="Name (see mlpot models), .safetensors or .pt file.")]
-Out = Annotated[Path, typer.Option(help="Folder for the results.")]
+Out = Annotated[Path, typer.Option(rich_help_panel=RESULTS, help="Folder for the results.")]
 Steps = Annotated[int, typer.Option(min=1, help="Number of time steps.")]
 Length = Annotated[
     float | None, typer.Option("--ps", help="Length in picoseconds, instead of --steps.")
@@ -55,27 +57,55 @@ Friction = Annotated[
     float, typer.Option(help="Of the thermostat, 1/ps; 1 disturbs the motion less than 10.")
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Of velocities, thermostat and conformer.")]
-HostOption = Annotated[Host, typer.Option(case_sensitive=False, help="Program that integrates.")]
+HostOption = Annotated[
+    Host,
+    typer.Option(case_sensitive=False, rich_help_panel=PROGRAM, help="Program that integrates."),
+]
 Engine = Annotated[
     str,
     typer.Option(
-        help="What runs the model. openmm: auto, torchforce, python; ase: auto, eager, torchscript."
+        rich_help_panel=PROGRAM,
+        help="What runs the model. openmm: auto, torchforce or python; ase: auto, eager or "
+        "torchscript.",
     ),
 ]
 Dtype = Annotated[
-    str | None, typer.Option(help="float32 or float64; left out, the model's own precision.")
+    str | None,
+    typer.Option(
+        rich_help_panel=PROGRAM, help="float32 or float64; left out, the model's own precision."
+    ),
 ]
 PlatformOption = Annotated[
-    str | None, typer.Option(help="OpenMM platform (CPU, CUDA, ...); for ase cpu or cuda.")
+    str | None,
+    typer.Option(
+        rich_help_panel=PROGRAM, help="OpenMM platform (CPU, CUDA, ...); for ase cpu or cuda."
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        rich_help_panel=PROGRAM,
+        help="CPU threads of the model; more pay for larger systems.",
+    ),
 ]
 FormatOption = Annotated[
-    Format, typer.Option("--format", case_sensitive=False, help="Trajectory format.")
+    Format,
+    typer.Option(
+        "--format", case_sensitive=False, rich_help_panel=RESULTS, help="Trajectory format."
+    ),
 ]
-Interval = Annotated[int, typer.Option("--report", min=1, help="Steps between saved frames.")]
+Interval = Annotated[
+    int,
+    typer.Option("--report", min=1, rich_help_panel=RESULTS, help="Steps between saved frames."),
+]
 Minimize = Annotated[bool, typer.Option(help="Relax the geometry a little before the start.")]
 NoPbc = Annotated[bool, typer.Option("--no-pbc", help="Ignore a box in the file.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier results in --out.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", rich_help_panel=RESULTS, help="Replace earlier results in --out."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", rich_help_panel=RESULTS, help="No progress bar.")]
 
 
 def md(
@@ -93,6 +123,7 @@ def md(
     engine: Engine = "auto",
     dtype: Dtype = None,
     platform: PlatformOption = None,
+    threads: Threads = None,
     trajectory: FormatOption = Format.dcd,
     report: Interval = 20,
     minimize: Minimize = True,
@@ -115,19 +146,20 @@ def md(
     summary = simulate(
         system,
         model,
-        host=host.value,  # type: ignore[arg-type]
-        steps=steps if ps is None else max(1, round(ps * 1000 / timestep)),
+        host=host.value,
+        steps=steps if ps is None else _steps(ps, timestep),
         timestep=timestep,
         temperature=temperature,
         friction=friction,
-        ensemble=ensemble.value,  # type: ignore[arg-type]
+        ensemble=ensemble.value,
         seed=seed,
         out=out,
         report_interval=report,
-        trajectory_format=trajectory.value,  # type: ignore[arg-type]
+        trajectory_format=trajectory.value,
         engine=engine,
         dtype=dtype,
         platform=platform,
+        threads=threads,
         minimize=minimize,
         overwrite=overwrite,
         progress=not quiet,
@@ -135,6 +167,17 @@ def md(
         console=console(),
     )
     _show(summary)
+
+
+def _steps(ps: float, timestep: float) -> int:
+    from mlpot.errors import InputError
+
+    if not (timestep > 0 and ps * 1000 >= timestep):
+        raise InputError(
+            f"--ps and --timestep must be positive, and at least one step long; got {ps} ps and "
+            f"{timestep} fs"
+        )
+    return round(ps * 1000 / timestep)
 
 
 def _show(summary: "Summary") -> None:

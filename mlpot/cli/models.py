@@ -13,6 +13,7 @@ def models(
     ] = None,
 ) -> None:
     """List the models that come with mlpot: elements, label source, size."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from mlpot.errors import UnknownModelError
@@ -29,7 +30,7 @@ def models(
     if not zoo:
         say("No models come with this version. Train one: mlpot finetune --help")
         return
-    table = Table(title="Models that come with mlpot", title_justify="left")
+    table = Table(box=SIMPLE_HEAD, show_lines=True)
     for column in ("name", "elements", "size", "labels from", "summary"):
         table.add_column(column, no_wrap=column in ("name", "size"), overflow="fold")
     for entry in zoo.values():

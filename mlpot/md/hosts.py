@@ -20,9 +20,6 @@ from mlpot.errors import InputError, MLPotError
 from mlpot.md.structure import Structure
 from mlpot.units import ANGSTROM_TO_NM, KJ_PER_MOL_TO_EV
 
-#: below this many atoms one CPU thread integrates faster than several
-FEW_ATOMS = 2000
-
 
 class Host(Protocol):
     """A system with an integrator."""
@@ -79,8 +76,9 @@ class OpenMMHost:
             potential = MLPotential("mlpot", model=str(model))
             system = potential.createSystem(structure.topology, removeCMMotion=True, **options)
         for warning in caught:
-            if str(warning.message).startswith("mlpot"):
-                note(str(warning.message))
+            text = str(warning.message)
+            if text.startswith("mlpot"):  # what follows is for those who keep the System
+                note(text.partition(". Such a System")[0])
         dt = timestep * unit.femtosecond
         if ensemble == "nvt":
             self._integrator = openmm.LangevinMiddleIntegrator(
@@ -98,9 +96,7 @@ class OpenMMHost:
     def minimize(self, iterations: int) -> None:
         import openmm
 
-        self._guarded(
-            lambda: openmm.LocalEnergyMinimizer.minimize(self._context, 10.0, iterations)
-        )
+        self._guarded(lambda: openmm.LocalEnergyMinimizer.minimize(self._context, 10.0, iterations))
 
     def set_velocities(self, velocities: NDArray[np.float64]) -> None:
         from openmm import unit
@@ -164,7 +160,13 @@ class AseHost:
             pbc=structure.box is not None,
         )
         device = "auto" if platform is None else platform.lower()
-        loaded = load(model, engine, dtype, device)
+        try:
+            loaded = load(model, engine, dtype, device)
+        except RuntimeError as error:  # torch, about a device that is not there
+            raise InputError(
+                f"platform {platform!r} cannot be used here ({str(error).splitlines()[0]}). With "
+                "ase it is a torch device: cpu, or cuda where there is a GPU"
+            ) from error
         self._atoms.calc = _Calculator(loaded.bind(structure.numbers, bool(self._atoms.pbc.any())))
         self._atoms.set_constraint(FixCom())
         dt = timestep * ase_units.fs
@@ -185,7 +187,7 @@ class AseHost:
     def minimize(self, iterations: int) -> None:
         from ase.optimize import LBFGS
 
-        LBFGS(self._atoms, logfile=None).run(fmax=0.1, steps=iterations)
+        LBFGS(self._atoms, logfile=os.devnull).run(fmax=0.1, steps=iterations)
 
     def set_velocities(self, velocities: NDArray[np.float64]) -> None:
         self._atoms.set_velocities(velocities / ase_units.fs)
@@ -218,8 +220,8 @@ class _Calculator(Calculator):
         system_changes: list[str] = all_changes,
     ) -> None:
         super().calculate(atoms, properties, system_changes)
-        cell = self.atoms.cell.array if self.atoms.pbc.any() else None
-        result = self._bound(self.atoms.positions, cell)
+        now: Any = self.atoms  # set by super().calculate
+        result = self._bound(now.positions, now.cell.array if now.pbc.any() else None)
         self.results = {
             "energy": result.energy,
             "free_energy": result.energy,
@@ -243,7 +245,8 @@ def _context(openmm: Any, system: Any, integrator: Any, platform: str | None) ->
         choices = [name for name in ("CUDA", "CPU", "Reference") if name in known]
     for name in choices:
         chosen = openmm.Platform.getPlatformByName(name)
-        properties = {"Threads": _threads(system.getNumParticles())} if name == "CPU" else {}
+        # OpenMM's own loops are nothing beside the model, whose threads are torch's.
+        properties = {"Threads": "1"} if name == "CPU" else {}
         try:
             return openmm.Context(system, integrator, chosen, properties)
         except openmm.OpenMMException as error:
@@ -251,11 +254,3 @@ def _context(openmm: Any, system: Any, integrator: Any, platform: str | None) ->
             if name == choices[-1]:
                 raise MLPotError(f"OpenMM cannot use its platform {name}: {error}") from error
     raise MLPotError("this OpenMM has no platform; install it again")
-
-
-def _threads(atoms: int) -> str:
-    """Threads of OpenMM's own loops. The model's threads are torch's business."""
-    if atoms < FEW_ATOMS:
-        return "1"
-    mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    return str(len(mine))

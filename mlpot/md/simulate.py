@@ -2,12 +2,14 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
@@ -29,26 +31,60 @@ CHUNK = 25
 #: iterations of the minimisation: takes out bad contacts, not more
 MINIMIZE = 200
 
-FILES = ("topology.pdb", "trajectory.dcd", "trajectory.xtc", "log.csv", "energy.png", "final.pdb")
-FILES = (*FILES, "run.json")
+#: up to this many atoms the model runs on one CPU thread by default. A second one gains a
+#: fifth on a free machine, and costs a factor of ten where another program wants the core.
+ONE_THREAD = 100
+
+#: what a run writes
+FILES = (
+    "topology.pdb",
+    "trajectory.dcd",
+    "trajectory.xtc",
+    "log.csv",
+    "energy.png",
+    "final.pdb",
+    "run.json",
+)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to run, checked."""
+    """How to run.
 
-    host: str = "openmm"
+    Attributes:
+        host: what integrates: ``openmm`` or ``ase``.
+        steps: number of time steps.
+        timestep: fs.
+        temperature: K, of the starting velocities and of the thermostat.
+        friction: 1/ps, of the Langevin thermostat (nvt).
+        ensemble: ``nvt`` (Langevin) or ``nve`` (constant energy).
+        seed: of velocities and thermostat.
+        report_interval: steps between frames; row i of the log is frame i.
+        trajectory_format: ``dcd`` or ``xtc``.
+        engine: what runs the model: for openmm ``auto``, ``torchforce`` or ``python``; for ase
+            ``auto``, ``eager`` or ``torchscript``.
+        dtype: ``float32`` or ``float64``; None is the model's own.
+        platform: OpenMM platform, or for ase ``cpu`` or ``cuda``; None chooses.
+        threads: CPU threads of the model; None is one for up to 100 atoms, else torch's choice.
+        minimize: go downhill first, so that bad contacts do not become heat.
+
+    Raises:
+        InputError: a value that makes no sense.
+    """
+
+    host: Literal["openmm", "ase"] = "openmm"
     steps: int = 2000
-    timestep: float = 0.5  # fs
-    temperature: float = 300.0  # K
-    friction: float = 10.0  # 1/ps
-    ensemble: str = "nvt"
+    timestep: float = 0.5
+    temperature: float = 300.0
+    friction: float = 10.0
+    ensemble: Literal["nvt", "nve"] = "nvt"
     seed: int = 0
-    report_interval: int = 20  # steps
-    trajectory_format: str = "dcd"
+    report_interval: int = 20
+    trajectory_format: Literal["dcd", "xtc"] = "dcd"
     engine: str = "auto"
     dtype: str | None = None
     platform: str | None = None
+    threads: int | None = None
     minimize: bool = True
 
     def __post_init__(self) -> None:
@@ -57,8 +93,9 @@ class Settings:
             if getattr(self, name) not in allowed:
                 got = getattr(self, name)
                 raise InputError(f"{name} must be one of {', '.join(allowed)}, got {got!r}")
-        for name in ("steps", "report_interval", "timestep"):
-            if not getattr(self, name) > 0:
+        for name in ("steps", "report_interval", "timestep", "threads"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
                 raise InputError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("temperature", "friction", "seed"):
             if not getattr(self, name) >= 0:
@@ -85,68 +122,37 @@ def simulate(
     structure: Structure,
     model: str | Path = "pretrained-visnet",
     *,
-    host: Literal["openmm", "ase"] = "openmm",
-    steps: int = 2000,
-    timestep: float = 0.5,
-    temperature: float = 300.0,
-    friction: float = 10.0,
-    ensemble: Literal["nvt", "nve"] = "nvt",
-    seed: int = 0,
     out: str | Path = "runs/md",
-    report_interval: int = 20,
-    trajectory_format: Literal["dcd", "xtc"] = "dcd",
-    engine: str = "auto",
-    dtype: str | None = None,
-    platform: str | None = None,
-    minimize: bool = True,
     overwrite: bool = False,
     progress: bool = True,
     report: Callable[[str], None] = print,
     console: Console | None = None,
+    **options: Any,
 ) -> Summary:
     """Run molecular dynamics and write its results to a folder.
 
     Args:
         structure: from `mlpot.md.structure.read_structure`.
         model: a zoo name or a model file.
-        host: what integrates: ``openmm`` or ``ase``.
-        timestep: fs.
-        temperature: K, of the starting velocities and of the thermostat.
-        friction: 1/ps, of the Langevin thermostat (nvt).
-        ensemble: ``nvt`` (Langevin) or ``nve`` (constant energy).
         out: folder for topology.pdb, trajectory.dcd, log.csv, energy.png, final.pdb, run.json.
-        report_interval: steps between frames; row i of the log is frame i.
-        engine: what runs the model: for openmm ``auto``, ``torchforce`` or ``python``; for ase
-            ``auto``, ``eager`` or ``torchscript``.
-        platform: OpenMM platform, or for ase ``cpu`` or ``cuda``; None chooses.
-        minimize: go downhill first, so that bad contacts do not become heat.
         overwrite: replace the results of an earlier run in ``out``.
+        progress: show a progress bar, on ``console``.
         report: told, in a line, what is going on.
+        options: the fields of `Settings`: steps, timestep, temperature, ...
 
     Raises:
         InputError: an option that makes no sense, overlapping atoms, results already there.
         UnsupportedSystemError: the model does not cover this system.
         MLPotError: the simulation blew up; the frames up to then are kept.
     """
-    settings = Settings(
-        host=host,
-        steps=steps,
-        timestep=timestep,
-        temperature=temperature,
-        friction=friction,
-        ensemble=ensemble,
-        seed=seed,
-        report_interval=report_interval,
-        trajectory_format=trajectory_format,
-        engine=engine,
-        dtype=dtype,
-        platform=platform,
-        minimize=minimize,
-    )
-    # OpenMM's C++ engine does not look for these
-    build_graph(structure.numbers, structure.positions, 1.0, structure.box, _pbc(structure))
-    folder = _folder(Path(out), overwrite)
-    return _Run(structure, model, settings, folder, report).go(progress, console)
+    settings = Settings(**options)
+    periodic = (structure.box is not None,) * 3
+    # looks for overlapping atoms, which OpenMM's C++ engine does not
+    build_graph(structure.numbers, structure.positions, 1.0, structure.box, periodic)
+    threads = settings.threads or (1 if len(structure.numbers) <= ONE_THREAD else None)
+    folder = _folder(Path(out), overwrite)  # nothing is removed yet: the model may not load
+    with _threads(threads):
+        return _Run(structure, model, settings, folder, report).go(progress, console)
 
 
 class _Run:
@@ -160,12 +166,10 @@ class _Run:
         folder: Path,
         report: Callable[[str], None],
     ):
-        self.structure, self.settings, self.folder, self.report = (
-            structure,
-            settings,
-            folder,
-            report,
-        )
+        self.structure = structure
+        self.settings = settings
+        self.folder = folder
+        self.report = report
         self.host: Host = HOSTS[settings.host](
             structure,
             model,
@@ -194,10 +198,10 @@ class _Run:
     def go(self, progress: bool, console: Console | None) -> Summary:
         s = self.settings
         self.folder.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            (self.folder / name).unlink(missing_ok=True)
         write_pdb(self.files["topology"], self.structure, self.structure.positions)
-        self.report(
-            f"{self.structure.name}: {len(self.structure.numbers)} atoms, {self.host.description}"
-        )
+        self.report(f"running in {self.host.description}")
         if s.minimize:
             before = self.host.energies()[0]
             self.host.minimize(MINIMIZE)
@@ -244,7 +248,9 @@ class _Run:
         if not (math.isfinite(potential + kinetic) and np.isfinite(positions).all()):
             raise MLPotError(self._stopped(bar.done, "the energy or a position became NaN"))
         if temperature > s.temperature + BLOWN_UP:
-            raise MLPotError(self._stopped(bar.done, f"the temperature reached {temperature:.0f} K"))
+            raise MLPotError(
+                self._stopped(bar.done, f"the temperature reached {temperature:.0f} K")
+            )
         time = bar.done * s.timestep / 1000
         frame = Frame(bar.done, time, positions, potential, kinetic, temperature)
         trajectory.write(frame)
@@ -253,7 +259,7 @@ class _Run:
         self.frames.append(frame._replace(positions=np.empty((0, 3))))
 
     def _stopped(self, step: int, cause: str) -> str:
-        kept = f"; the {len(self.frames)} frames before it are in {self.folder}"
+        kept = f" ({len(self.frames)} frame(s) up to then are kept in {self.folder})"
         remedy = "Shorten the time step (--timestep 0.25), or start from a relaxed geometry"
         if not self.settings.minimize:
             remedy = "Minimise first (leave out --no-minimize), or shorten the time step"
@@ -296,9 +302,7 @@ class _Run:
         return float(1000 * slope / len(self.structure.numbers))
 
 
-def _velocities(
-    masses: NDArray[np.float64], temperature: float, seed: int
-) -> NDArray[np.float64]:
+def _velocities(masses: NDArray[np.float64], temperature: float, seed: int) -> NDArray[np.float64]:
     """Maxwell-Boltzmann velocities [N, 3] Å/fs with the centre of mass at rest."""
     rng = np.random.default_rng(seed)
     spread = np.sqrt(BOLTZMANN * temperature / masses * ACCELERATION)
@@ -306,12 +310,20 @@ def _velocities(
     return velocities - (masses @ velocities) / masses.sum()
 
 
-def _pbc(structure: Structure) -> tuple[bool, bool, bool]:
-    return (structure.box is not None,) * 3
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Run with so many torch threads; None leaves them alone."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _folder(out: Path, overwrite: bool) -> Path:
-    """The output folder, without results of an earlier run."""
+    """The output folder, if it holds no results or they may be replaced."""
     if out.is_file():
         raise InputError(f"{out} is a file; give a folder for the results")
     old = [out / name for name in FILES if (out / name).exists()]
@@ -320,6 +332,4 @@ def _folder(out: Path, overwrite: bool) -> Path:
             f"{out} already holds results ({old[0].name}, ...). Choose another folder with --out, "
             "or replace them with --overwrite"
         )
-    for path in old:
-        path.unlink()
     return out

@@ -1,6 +1,5 @@
 """Whatever a user has (PDB, XYZ, SDF, SMILES) as one `Structure` that both hosts can run."""
 
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,7 +127,8 @@ def _from_xyz(path: Path, periodic: bool, seed: int) -> Structure:
     frames = read(path, index=":", format="extxyz")
     if not frames:
         raise InputError(f"{path} holds no frames. Check that the file is complete")
-    atoms, notes = frames[0], ()
+    atoms: Any = frames[0]
+    notes: tuple[str, ...] = ()
     if len(frames) > 1:
         notes = (f"{path.name} holds {len(frames)} frames; taking the first",)
     charge = float(atoms.info.get("charge", atoms.get_initial_charges().sum()))
@@ -144,8 +144,7 @@ def _from_xyz(path: Path, periodic: bool, seed: int) -> Structure:
         # OpenMM wants lower triangular boxes: turn the cell, and the atoms with it.
         cell, rotation = atoms.cell.standard_form()
         positions, box = positions @ rotation.T, _reduced(cell.array)
-    bonds: list[tuple[int, int]] = []
-    topology = _topology(atoms.numbers.tolist(), bonds, box)
+    topology = _topology(atoms.numbers.tolist(), [], box)
     return Structure(topology, positions, _numbers(topology), box, path.name, notes)
 
 

@@ -166,7 +166,8 @@ def _check_told(model: Potential | Denoiser, info: ModelInfo) -> None:
     twin = build(info)
     mine, theirs = model.state_dict(), twin.state_dict()
     shapes = {k: v.shape for k, v in mine.items()} == {k: v.shape for k, v in theirs.items()}
-    same = shapes and all(torch.allclose(mine[k].cpu().double(), theirs[k].double()) for k in _TOLD if k in mine)
+    told = [k for k in _TOLD if k in mine]
+    same = shapes and all(torch.allclose(mine[k].cpu().double(), theirs[k].double()) for k in told)
     if not same or type(model) is not type(twin):
         raise InputError(
             "the description does not fit the model: config, scale or reference energies differ. "

@@ -20,10 +20,13 @@ from mlpot.data.references import check_units, reference_energies, split_isolate
 from mlpot.data.splits import Split, make_split, save_split, split_held_out
 from mlpot.errors import DataError
 from mlpot.models.checkpoint import ModelInfo, build, load, save
-from mlpot.models.potential import Potential
+from mlpot.models.potential import Denoiser, Potential
 from mlpot.models.visnet import ViSNetConfig
 from mlpot.train.loop import LoopConfig, TrainingModule, fit, write_config
 from mlpot.train.losses import Errors, ErrorSums, energy_force_loss
+
+#: a model to start from, and its description
+Start = tuple[Potential | Denoiser, ModelInfo]
 
 
 class FinetuneConfig(BaseModel):
@@ -43,7 +46,9 @@ class FinetuneConfig(BaseModel):
     energy_weight: float = Field(2.0, ge=0)
     force_weight: float = Field(1.0, ge=0)
     model: ViSNetConfig = Field(ViSNetConfig(), description="used when starting from nothing")
-    loop: LoopConfig = LoopConfig(learning_rate=5e-4, warmup=100, validate_every=100)
+    loop: LoopConfig = LoopConfig(
+        batch_atoms=200, learning_rate=5e-4, warmup=100, ema=0.99, validate_every=100
+    )
 
 
 class EnergyForceModule(TrainingModule):
@@ -101,19 +106,20 @@ def finetune(
     split = divide(records, config)
     save_split(split, out / "split.json")
     train = [records[i] for i in split.train]
-    model, info = _start(train, isolated, config, start)
+    source = None if start is None else load(start)
+    model, info = _start(train, isolated, config, source)
     batches = {
         "train": _loader(train, model.cutoff, config, shuffle=True),
         "validation": _loader([records[i] for i in split.validation], model.cutoff, config),
     }
+    origin = source[1].name if source else "random weights"
     report(
         f"training on {len(split.train)} frames, validating on {len(split.validation)}, testing "
-        f"on {len(split.test)}; from {start or 'random weights'}; {config.loop.steps} steps of "
-        f"about {config.loop.batch_atoms} atoms"
+        f"on {len(split.test)}; from {origin}, {config.loop.steps} steps"
     )
 
     def keep(metrics: dict[str, float]) -> None:
-        described = info.model_copy(update={"provenance": _provenance(config, start, metrics)})
+        described = info.model_copy(update={"provenance": _provenance(config, source, metrics)})
         save(model, described, out / "model.safetensors")
 
     module = EnergyForceModule(model.train(), config)
@@ -166,7 +172,7 @@ def _start(
     records: Sequence[Record],
     isolated: Sequence[Record],
     config: FinetuneConfig,
-    start: str | Path | None,
+    start: Start | None,
 ) -> tuple[Potential, ModelInfo]:
     """The model before its first step, with reference energies that fit these labels."""
     common: dict[str, Any] = {
@@ -180,8 +186,8 @@ def _start(
     if start is None:
         source, info = None, ModelInfo(config=config.model.model_dump())
     else:
-        source, info = load(start)
-        _check_covered(common["elements"], info, start)
+        source, info = start
+        _check_covered(common["elements"], info)
     if isinstance(source, Potential):
         common["scale"] = info.scale
         common["reference_energies"] = _shifted_references(source, records, config)
@@ -197,12 +203,12 @@ def _start(
     return model, info
 
 
-def _check_covered(elements: Sequence[int], info: ModelInfo, start: str | Path) -> None:
+def _check_covered(elements: Sequence[int], info: ModelInfo) -> None:
     unknown = sorted(set(elements) - set(info.elements))
     if unknown:
         raise DataError(
-            f"the data hold atomic numbers {unknown}, which {start} has never seen (it covers "
-            f"{info.elements}). Start from nothing (--from none), or leave those frames out"
+            f"the data hold atomic numbers {unknown}, which {info.name} has never seen (it "
+            f"covers {info.elements}). Start from nothing (--from none), or leave those frames out"
         )
 
 
@@ -244,11 +250,11 @@ def _loader(
 
 
 def _provenance(
-    config: FinetuneConfig, start: str | Path | None, metrics: dict[str, float]
+    config: FinetuneConfig, start: Start | None, metrics: dict[str, float]
 ) -> dict[str, Any]:
     return {
         "recipe": config.model_dump(mode="json"),
-        "start": str(start) if start else None,
+        "start": {"name": start[1].name, "sha256": start[1].sha256} if start else None,
         "mlpot": __version__,
         "torch": torch.__version__,
         "validation": metrics,

@@ -75,8 +75,8 @@ class TrainingModule(L.LightningModule):
         loss = self.loss(batch)
         if not torch.isfinite(loss):
             raise InputError(
-                f"the loss is {float(loss.detach())} at step {self.global_step}; look for damaged labels "
-                "in the data, or lower learning_rate"
+                f"the loss is {float(loss.detach())} at step {self.global_step}; look for "
+                "damaged labels in the data, or lower learning_rate"
             )
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=1)
         return loss

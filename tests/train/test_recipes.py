@@ -53,7 +53,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
 
 
 def loop(**changes: Any) -> LoopConfig:
-    settings = {"steps": 12, "batch_atoms": 36, "warmup": 2, "validate_every": 4, "threads": 2}
+    settings = {"steps": 12, "batch_atoms": 36, "warmup": 2, "validate_every": 4}
     return LoopConfig(**{**settings, "learning_rate": 3e-3, "ema": 0.5, **changes})
 
 
