@@ -79,7 +79,7 @@ def test_version() -> None:
     assert re.fullmatch(r"mlpot \d+\.\d+\.\d+\n", succeeds("--version"))
 
 
-# --- every verb once -------------------------------------------------------------------------------
+# --- every verb once ---------------------------------------------------------------------------
 
 
 def test_models() -> None:
@@ -165,7 +165,7 @@ def test_md_of_smiles_in_ase(tmp_path: Path, model: Path) -> None:
     assert (tmp_path / "a" / "trajectory.xtc").is_file()
 
 
-# --- bad input -------------------------------------------------------------------------------------
+# --- bad input ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,8 @@ def in_kcal(frames: list, path: Path) -> None:
 
 
 def with_fluorine(frames: list, path: Path) -> None:
-    frames[2].numbers[-1] = 9
+    for frame in frames:
+        frame.numbers[-1] = 9
     write(path, frames, format="extxyz")
 
 
@@ -256,7 +257,7 @@ def cut(frames: list, path: Path) -> None:
     [
         (without_forces, "frame 3: it has no forces", None),
         (in_kcal, "wrong units suspected", "wrong units suspected"),
-        (with_fluorine, "none", "frame 2 (bad.xyz): soft does not cover F"),
+        (with_fluorine, "has never seen", "frame 0 (bad.xyz): soft does not cover F"),
         (unlabelled, "no energy", "nothing to compare with"),
         (overlapping, "atoms 4 and 5 are", "atoms 4 and 5 are"),
         (not_finite, "NaN", "NaN"),

@@ -50,7 +50,9 @@ Temperature = Annotated[float, typer.Option(help="Temperature, K.")]
 EnsembleOption = Annotated[
     Ensemble,
     typer.Option(
-        case_sensitive=False, help="nvt: Langevin thermostat; nve: constant energy, no thermostat."
+        case_sensitive=False,
+        help="nvt: Langevin thermostat; nve: constant energy. From a minimum, nve settles near "
+        "half of --temperature.",
     ),
 ]
 Friction = Annotated[
