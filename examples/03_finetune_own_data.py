@@ -8,8 +8,7 @@ from ase.io import read as read_atoms
 
 from mlpot import MLPotCalculator, export
 from mlpot.data.formats import read
-from mlpot.train.finetune import FinetuneConfig, finetune
-from mlpot.train.loop import LoopConfig
+from mlpot.train.finetune import FinetuneConfig, FinetuneLoop, finetune
 from mlpot.zoo import resolve
 
 here = Path(__file__).parent
@@ -23,7 +22,7 @@ config = FinetuneConfig(
     level="PBE/def2-SVP",
     validation=10,
     test=10,
-    loop=LoopConfig(steps=steps, batch_atoms=210, warmup=steps // 10, validate_every=steps // 2),
+    loop=FinetuneLoop(steps=steps, validate_every=steps // 2),
 )
 info, errors = finetune(read(data), config, out, start=resolve("pretrained-visnet"))
 print(f"error of the forces on 10 frames it has not seen: {1000 * errors.force_mae:.0f} meV/Å")

@@ -32,9 +32,8 @@ class MLPotCalculator(Calculator):
         engine: str = "auto",
         dtype: str | None = None,
         device: str = "auto",
-        **kwargs: Any,
     ):
-        super().__init__(**kwargs)
+        super().__init__()
         loaded = model if isinstance(model, DeployedModel) else load(model, engine, dtype, device)
         self.model = loaded
         self._bound: BoundModel | None = None
@@ -58,13 +57,26 @@ class MLPotCalculator(Calculator):
         if result.stress is not None:
             self.results["stress"] = full_3x3_to_voigt_6_stress(result.stress)
 
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """ASE does not look at ``info``; a new charge there must not find an old energy."""
+        changes = super().check_state(atoms, tol)
+        if self.atoms is not None and _charge_and_spin(atoms) != _charge_and_spin(self.atoms):
+            changes.append("initial_charges")
+        return changes
+
     def _bind(self, atoms: Atoms) -> BoundModel:
         """The model for these atoms; checked again only when they change."""
-        charge = float(atoms.info.get("charge", atoms.get_initial_charges().sum()))
-        multiplicity = int(atoms.info.get("multiplicity", 1))
+        charge, multiplicity = _charge_and_spin(atoms)
         key = (atoms.numbers.tobytes(), tuple(atoms.pbc), charge, multiplicity)
         if self._bound is None or key != self._key:
             x, y, z = (bool(p) for p in atoms.pbc)
             self._bound = self.model.bind(atoms.numbers, (x, y, z), charge, multiplicity)
             self._key = key
         return self._bound
+
+
+def _charge_and_spin(atoms: Atoms) -> tuple[float, int]:
+    """Total charge and multiplicity that the Atoms ask for; unpaired spins as magnetic moments."""
+    charge = float(atoms.info.get("charge", atoms.get_initial_charges().sum()))
+    unpaired = round(abs(float(atoms.get_initial_magnetic_moments().sum())))
+    return charge, int(atoms.info.get("multiplicity", unpaired + 1))

@@ -31,10 +31,13 @@ class NeighborFinder:
     Args:
         cutoff: Å.
         skin: Å; 0 rebuilds at every call, which is right for unrelated structures.
+
+    ``overlap`` (Å) may be lowered once a first geometry has passed.
     """
 
     def __init__(self, cutoff: float, skin: float = 0.0):
         self.cutoff = cutoff
+        self.overlap = OVERLAP
         self._list = NeighborList(
             cutoff=cutoff, full_list=True, sorted=True, skin=skin, n_threads=1
         )
@@ -54,7 +57,7 @@ class NeighborFinder:
         within = d < self.cutoff
         if not within.all():
             i, j, s, d = i[within], j[within], s[within], d[within]
-        if len(d) and d.min() < OVERLAP:
+        if len(d) and d.min() < self.overlap:
             _raise_overlap(int(i[d.argmin()]), int(j[d.argmin()]), float(d.min()))
         edge_index = np.stack([j, i]).astype(np.int64)
         return edge_index, (s @ box if any(periodic) else np.zeros((len(i), 3)))

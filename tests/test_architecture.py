@@ -35,7 +35,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "zoo": ("units", "errors", "models.checkpoint", "__version__"),
     "deploy": (*_BASE, "models", "zoo", "__version__"),
     "calculator": _USER,
-    "md": _USER,
+    "md": (*_USER, "calculator"),
     "analysis": (*_USER, "data"),
     "testing": (*_BASE, "models", "deploy"),
     "cli": ("*",),

@@ -235,6 +235,8 @@ def render(name: str = "pretrained-visnet") -> None:
     from ase.data import chemical_symbols
 
     result = json.loads(results_file(name).read_text())
+    if result["mode"] != "standard":
+        sys.exit(f"results are of mode {result['mode']!r}; a card needs --mode standard")
     info = load_potential(resolve(name))[1]
     training = json.loads(results_file(f"{name}-training").read_text())
     drift = "; ".join(

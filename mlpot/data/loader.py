@@ -30,7 +30,8 @@ class GraphLoader:
     """Batches of about equal atom count; a map from (seed, epoch, position) to a batch.
 
     The order and the noise depend on nothing else, so a run that stops at any batch goes on
-    as if it had not. Under DistributedDataParallel every rank takes its share.
+    as if it had not. Under DistributedDataParallel every rank takes its share of shuffled batches,
+    and sees all of the others, so that every rank knows the same validation errors.
 
     Args:
         records: structures.
@@ -67,10 +68,10 @@ class GraphLoader:
 
     def __len__(self) -> int:
         # The same on every rank, or the others would wait for ever.
-        return max(1, self._batches // _rank()[1])
+        return max(1, self._batches // self._rank()[1])
 
     def __iter__(self) -> Iterator[LabelledGraph]:
-        rank, ranks = _rank()
+        rank, ranks = self._rank()
         if not self.shuffle:
             self.position = 0
         chunks = self._chunks()
@@ -92,6 +93,12 @@ class GraphLoader:
         self.epoch, self.position = int(state["epoch"]), int(state["position"])
         if self.position >= len(self):  # the end of an epoch is the start of the next
             self.epoch, self.position = self.epoch + (1 if self.shuffle else 0), 0
+
+    def _rank(self) -> tuple[int, int]:
+        distributed = torch.distributed
+        if self.shuffle and distributed.is_available() and distributed.is_initialized():
+            return distributed.get_rank(), distributed.get_world_size()
+        return 0, 1
 
     def _chunks(self) -> list[np.ndarray]:
         """Indices of every batch of this epoch: always the same number of batches."""
@@ -140,10 +147,3 @@ class GraphLoader:
                 if self.noise == 0 or draw == _DRAWS - 1:
                     raise
         raise AssertionError("unreachable")
-
-
-def _rank() -> tuple[int, int]:
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1

@@ -19,6 +19,9 @@ from mlpot.neighbors import SKIN, NeighborFinder, build_graph
 
 ENGINES = ("eager", "torchscript")
 
+#: Å; atoms this close have no direction between them
+COINCIDENT = 1e-3
+
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -134,6 +137,8 @@ class BoundModel:
         if not any(self.pbc) and cell is not None and np.any(cell):
             raise InputError("a cell was given for a system that is bound as not periodic")
         prediction = self.model.module(self.graph(positions, cell))
+        # Bad input is found at the door. Later, a minimiser's trial step may bring atoms close.
+        self._finder.overlap = COINCIDENT
         energy = float(prediction.energy[0])
         forces = prediction.forces.detach().cpu().numpy().astype(np.float64)
         if not (np.isfinite(energy) and np.isfinite(forces).all()):

@@ -46,6 +46,8 @@ def export(
     """
     if format != "torchscript":
         raise InputError(f"format must be 'torchscript', got {format!r}")
+    if Path(out).suffix != ".pt":
+        raise InputError(f"an exported model must be named *.pt, got {out}")
     if dtype not in DTYPES:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     potential, info = load_potential(resolve(model))

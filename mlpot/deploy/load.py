@@ -31,7 +31,7 @@ def load(
     Raises:
         UnknownModelError: neither a file nor a zoo name.
         ModelFileError: the file is truncated, altered or no mlpot file.
-        InputError: an engine or dtype that this file cannot give.
+        InputError: an engine or dtype that this file cannot give, or no such device here.
     """
     if engine not in ("auto", *ENGINES):
         raise InputError(f"engine must be auto, {', '.join(ENGINES)}, got {engine!r}")
@@ -88,6 +88,11 @@ def _load_exported(
 
 
 def _device(device: str | torch.device) -> torch.device:
-    if device != "auto":
-        return torch.device(device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device {str(device)!r} cannot be used here: {reason}") from error
+    return torch.device(device)

@@ -58,9 +58,10 @@ def check_system(
     Raises:
         UnsupportedSystemError: an element, charge or multiplicity that it does not cover.
     """
-    z = np.asarray(numbers, dtype=np.int64)
-    if z.ndim != 1 or len(z) == 0:
-        raise InputError(f"atomic numbers must be a non-empty list, got shape {z.shape}")
+    given = np.asarray(numbers)
+    if given.ndim != 1 or len(given) == 0 or (given != np.round(given)).any():
+        raise InputError(f"atomic numbers must be a non-empty list of whole numbers, got {given}")
+    z = given.astype(np.int64)
     unknown = sorted({int(n) for n in z} - set(info.elements))
     if unknown:
         raise UnsupportedSystemError(

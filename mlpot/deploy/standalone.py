@@ -15,8 +15,9 @@ from mlpot.deploy.engines import DeployedModel
 from mlpot.deploy.export import script
 from mlpot.deploy.metadata import check_system
 from mlpot.errors import require
-from mlpot.graph import Graph
+from mlpot.graph import Graph, edge_vectors
 from mlpot.models.potential import Potential
+from mlpot.neighbors import OVERLAP
 
 #: up to this many atoms, testing all pairs is cheaper than sorting them into cells
 ALL_PAIRS = 400
@@ -60,6 +61,20 @@ class Vesin(nn.Module):
         return torch.stack([found[1], found[0]]), shifts
 
 
+def check_start(graph: Graph, overlap: float) -> None:
+    """The checks of `NeighborFinder` for hosts that run TorchScript."""
+    if not bool(torch.isfinite(graph.positions).all()):
+        raise ValueError("a coordinate is NaN or infinite; start from a finite geometry")
+    square = (edge_vectors(graph) ** 2).sum(dim=1)
+    if square.numel() > 0 and float(square.min()) < overlap * overlap:
+        pair = graph.edge_index[:, int(square.argmin())]
+        raise ValueError(
+            f"atoms {int(pair.min())} and {int(pair.max())} overlap "
+            f"({float(square.min()) ** 0.5} Å apart, below {overlap} Å): a duplicated atom, or "
+            "coordinates in the wrong unit. Check the starting geometry"
+        )
+
+
 class Standalone(nn.Module):
     """Positions [N, 3] Å and cell [3, 3] Å -> energy [] eV (float64) and forces [N, 3] eV/Å."""
 
@@ -70,7 +85,9 @@ class Standalone(nn.Module):
         super().__init__()
         self.potential = potential
         self.finder = finder
+        self.first_call = True
         self.dtype = dtype
+        self.overlap = OVERLAP
         self.register_buffer("numbers", torch.as_tensor(numbers))
         self.register_buffer("batch", torch.zeros_like(self.numbers))
 
@@ -78,6 +95,9 @@ class Standalone(nn.Module):
         x, box = positions.detach().to(self.dtype), cell.detach().to(self.dtype)
         edge_index, shifts = self.finder(x, box)
         graph = Graph(self.numbers, x, edge_index, shifts, self.batch, box.unsqueeze(0))
+        if self.first_call:  # bad input is found at the door, and costs nothing afterwards
+            self.first_call = False
+            check_start(graph, self.overlap)
         prediction = self.potential(graph)
         return prediction.energy[0], prediction.forces
 

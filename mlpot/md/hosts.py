@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 from ase import Atoms
 from ase import units as ase_units
-from ase.calculators.calculator import Calculator, all_changes
 from numpy.typing import NDArray
 
+from mlpot.calculator import MLPotCalculator
 from mlpot.deploy.load import load
 from mlpot.errors import InputError, MLPotError
 from mlpot.md.structure import Structure
@@ -167,7 +167,8 @@ class AseHost:
                 f"platform {platform!r} cannot be used here ({str(error).splitlines()[0]}). With "
                 "ase it is a torch device: cpu, or cuda where there is a GPU"
             ) from error
-        self._atoms.calc = _Calculator(loaded.bind(structure.numbers, bool(self._atoms.pbc.any())))
+        loaded.bind(structure.numbers)  # refuses what it does not cover before the first step
+        self._atoms.calc = MLPotCalculator(loaded)
         self._atoms.set_constraint(FixCom())
         dt = timestep * ase_units.fs
         self._dynamics: Any
@@ -201,32 +202,6 @@ class AseHost:
 
     def energies(self) -> tuple[float, float]:
         return float(self._atoms.get_potential_energy()), float(self._atoms.get_kinetic_energy())
-
-
-class _Calculator(Calculator):
-    """A model bound to its atoms. MLPotCalculator does more (it follows changing atoms), but
-    hosts stand beside it, not on it."""
-
-    implemented_properties = ["energy", "free_energy", "forces"]  # noqa: RUF012
-
-    def __init__(self, bound: Any):
-        super().__init__()
-        self._bound = bound
-
-    def calculate(
-        self,
-        atoms: Atoms | None = None,
-        properties: list[str] | None = None,
-        system_changes: list[str] = all_changes,
-    ) -> None:
-        super().calculate(atoms, properties, system_changes)
-        now: Any = self.atoms  # set by super().calculate
-        result = self._bound(now.positions, now.cell.array if now.pbc.any() else None)
-        self.results = {
-            "energy": result.energy,
-            "free_energy": result.energy,
-            "forces": result.forces,
-        }
 
 
 HOSTS: dict[str, Callable[..., Host]] = {"openmm": OpenMMHost, "ase": AseHost}

@@ -7,6 +7,8 @@ that were truncated or altered.
 
 import hashlib
 import json
+import os
+import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,8 +73,8 @@ def save(model: Potential | Denoiser, info: ModelInfo, path: str | Path) -> Mode
     """
     _check_told(model, info)
     tensors = {k: v.detach().cpu().float().contiguous() for k, v in _weights(model).items()}
-    info = info.model_copy(update={"format": FORMAT})
-    info = info.model_copy(update={"sha256": _hash(tensors, info)})
+    info = info.model_copy(update={"format": FORMAT, "sha256": ""})
+    info = info.model_copy(update={"sha256": _hash(tensors, json.loads(info.model_dump_json()))})
     data = to_bytes(tensors, metadata={"mlpot": info.model_dump_json()})
     write_atomically(Path(path), data)
     return info
@@ -86,7 +88,7 @@ def load(path: str | Path) -> tuple[Potential | Denoiser, ModelInfo]:
     """
     tensors, header = _read(Path(path))
     info = parse_info(header, path)
-    if info.sha256 != _hash(tensors, info):
+    if info.sha256 != _hash(tensors, json.loads(header)):
         raise ModelFileError(
             f"{path} is damaged: its hash is not the one in its header. Fetch or train it again"
         )
@@ -132,7 +134,7 @@ def parse_info(header: str, path: str | Path) -> ModelInfo:
 def write_atomically(path: Path, data: bytes) -> None:
     """Write all or nothing: a killed process leaves the old file, or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # another process may write it too
     try:
         part.write_bytes(data)
         part.replace(path)
@@ -148,10 +150,10 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str]:
             header = (file.metadata() or {}).get("mlpot")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ModelFileError(
-            f"{path} cannot be read ({error}). It is truncated or no mlpot weights file; "
-            "fetch or train it again"
-        ) from error
+        hint = "It is truncated or no mlpot weights file; fetch or train it again"
+        if zipfile.is_zipfile(path):
+            hint = "It is another torch file; the name of an exported model must end in .pt"
+        raise ModelFileError(f"{path} cannot be read ({error}). {hint}") from error
     if header is None:
         raise ModelFileError(f"{path} is a safetensors file, but not one that mlpot wrote")
     return tensors, header
@@ -175,8 +177,11 @@ def _check_told(model: Potential | Denoiser, info: ModelInfo) -> None:
         )
 
 
-def _hash(tensors: dict[str, Tensor], info: ModelInfo) -> str:
-    digest = hashlib.sha256(info.model_dump_json(exclude={"sha256"}).encode())
+def _hash(tensors: dict[str, Tensor], description: dict[str, Any]) -> str:
+    """Over the description as it stands in the file, so that fields which later versions of
+    mlpot add do not make older files look damaged."""
+    told = {k: v for k, v in description.items() if k != "sha256"}
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
     for key in sorted(tensors):
         digest.update(f"{key}{list(tensors[key].shape)}".encode())
         digest.update(tensors[key].contiguous().view(torch.uint8).numpy().tobytes())

@@ -11,22 +11,38 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from ase.data import chemical_symbols
 from pydantic import BaseModel, ConfigDict, Field
 
 from mlpot import __version__
 from mlpot.data.loader import GraphLoader, LabelledGraph
 from mlpot.data.record import Record, check_records
-from mlpot.data.references import check_units, reference_energies, split_isolated
-from mlpot.data.splits import Split, make_split, save_split, split_held_out
+from mlpot.data.references import (
+    check_units,
+    reference_energies,
+    reference_sum,
+    split_isolated,
+)
+from mlpot.data.splits import Split, load_split, make_split, save_split, split_held_out
 from mlpot.errors import DataError
 from mlpot.models.checkpoint import ModelInfo, build, load, save
 from mlpot.models.potential import Denoiser, Potential
 from mlpot.models.visnet import ViSNetConfig
-from mlpot.train.loop import LoopConfig, TrainingModule, fit, write_config
+from mlpot.train.loop import LoopConfig, TrainingModule, claim_folder, fit
 from mlpot.train.losses import Errors, ErrorSums, energy_force_loss
 
 #: a model to start from, and its description
 Start = tuple[Potential | Denoiser, ModelInfo]
+
+
+class FinetuneLoop(LoopConfig):
+    """Defaults for a few hundred frames of one molecule."""
+
+    batch_atoms: int = Field(200, gt=0)
+    learning_rate: float = Field(5e-4, gt=0)
+    warmup: int = Field(100, ge=0)
+    ema: float = Field(0.99, gt=0, lt=1)
+    validate_every: int = Field(100, gt=0)
 
 
 class FinetuneConfig(BaseModel):
@@ -46,9 +62,7 @@ class FinetuneConfig(BaseModel):
     energy_weight: float = Field(2.0, ge=0)
     force_weight: float = Field(1.0, ge=0)
     model: ViSNetConfig = Field(ViSNetConfig(), description="used when starting from nothing")
-    loop: LoopConfig = LoopConfig(
-        batch_atoms=200, learning_rate=5e-4, warmup=100, ema=0.99, validate_every=100
-    )
+    loop: FinetuneLoop = FinetuneLoop()
 
 
 class EnergyForceModule(TrainingModule):
@@ -100,13 +114,16 @@ def finetune(
     isolated, records = split_isolated(records)
     check_records(records, need_energy=True, need_forces=True)
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    write_config(config, out)
-    torch.manual_seed(config.loop.seed)
-    split = divide(records, config)
-    save_split(split, out / "split.json")
-    train = [records[i] for i in split.train]
     source = None if start is None else load(start)
+    begun = claim_folder(out, config, source[1].sha256 if source else "")
+    torch.manual_seed(config.loop.seed)
+    if begun:  # refuses other data than the run began with
+        split = load_split(out / "split.json", records)
+    else:
+        split = divide(records, config)
+        save_split(split, out / "split.json")
+    train = [records[i] for i in split.train]
+    _check_learned(train, records)
     model, info = _start(train, isolated, config, source)
     batches = {
         "train": _loader(train, model.cutoff, config, shuffle=True),
@@ -115,7 +132,7 @@ def finetune(
     origin = source[1].name if source else "random weights"
     report(
         f"training on {len(split.train)} frames, validating on {len(split.validation)}, testing "
-        f"on {len(split.test)}; from {origin}, {config.loop.steps} steps"
+        f"on {len(split.test)}, split by {split.by}; from {origin}, {config.loop.steps} steps"
     )
 
     def keep(metrics: dict[str, float]) -> None:
@@ -203,31 +220,49 @@ def _start(
     return model, info
 
 
+def _check_learned(train: Sequence[Record], records: Sequence[Record]) -> None:
+    def elements(some: Sequence[Record]) -> set[int]:
+        return {int(z) for r in some for z in np.unique(r.numbers)}
+
+    unseen = sorted(elements(records) - elements(train))
+    if unseen:
+        raise DataError(
+            f"{_symbols(unseen)} occurs in frames held out for validation or test only, so that "
+            "nothing could learn it. Train on more frames, split with another seed, or leave those out"
+        )
+
+
 def _check_covered(elements: Sequence[int], info: ModelInfo) -> None:
     unknown = sorted(set(elements) - set(info.elements))
     if unknown:
         raise DataError(
-            f"the data hold atomic numbers {unknown}, which {info.name} has never seen (it "
-            f"covers {info.elements}). Start from nothing (--from none), or leave those frames out"
+            f"the data hold {_symbols(unknown)}, which {info.name} has never seen (it covers "
+            f"{_symbols(info.elements)}). Start from nothing (--from none), or leave those "
+            "frames out"
         )
+
+
+def _symbols(numbers: Sequence[int]) -> str:
+    return ", ".join(chemical_symbols[z] for z in numbers)
 
 
 def _shifted_references(
     source: Potential, records: Sequence[Record], config: FinetuneConfig
 ) -> dict[int, float]:
-    """Reference energies for what a potential does not explain already.
+    """Reference energies of a potential, moved to the level of theory of these records.
 
-    They take up the difference between two levels of theory, so that the first steps do not
-    have to. Nothing of it hides a wrong unit: that is checked before.
+    The smallest move per element that does it: one molecule cannot tell its elements apart, and
+    references that only fit in sum would be useless for the next molecule.
     """
     sample = records[:: max(1, len(records) // 1000)]
     known = {z: float(source.reference_energies[z]) for z in source.elements}
     check_units(sample, known)
-    explained = _interaction(source, sample, config.loop.batch_atoms)
+    explained = np.array(_interaction(source, sample, config.loop.batch_atoms))
+    explained += reference_sum(sample, known)
     rest = [
         replace(r, energy=(r.energy or 0.0) - e) for r, e in zip(sample, explained, strict=True)
     ]
-    return reference_energies(rest)
+    return {z: known[z] + move for z, move in reference_energies(rest).items()}
 
 
 def _interaction(model: Potential, records: Sequence[Record], batch_atoms: int) -> list[float]:

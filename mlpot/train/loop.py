@@ -3,12 +3,11 @@
 Lightning does the work; this file only sets it up.
 """
 
+import json
 import math
-import os
 import time
 import tomllib
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -19,13 +18,13 @@ from lightning.pytorch.callbacks import (
     EarlyStopping,
     EMAWeightAveraging,
     LearningRateMonitor,
-    ModelCheckpoint,
+    TQDMProgressBar,
 )
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mlpot.data.loader import GraphLoader
-from mlpot.errors import InputError
+from mlpot.errors import InputError, MLPotError
 from mlpot.models.checkpoint import write_atomically
 
 RESUME = "last.ckpt"
@@ -33,7 +32,8 @@ Config = TypeVar("Config", bound=BaseModel)
 
 
 class LoopConfig(BaseModel):
-    """How long and how fast to train."""
+    """How long and how fast to train. ``steps`` is rounded up to whole validations, so that the
+    last step is always validated; a short run validates at least once."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -46,11 +46,20 @@ class LoopConfig(BaseModel):
     ema: float = Field(0.999, gt=0, lt=1, description="decay of the averaged weights")
     validate_every: int = Field(500, gt=0, description="steps")
     patience: int = Field(0, ge=0, description="validations without gain before stopping; 0: never")
-    checkpoint_minutes: float = Field(5.0, gt=0)
+    checkpoint_minutes: float = Field(5.0, gt=0, description="besides one at every validation")
     seed: int = 0
     threads: int = Field(0, ge=0, description="CPU threads; 0 leaves torch's own choice")
-    device: Literal["auto", "cpu", "gpu", "mps"] = "auto"
+    device: Literal["auto", "cpu", "gpu"] = "auto"  # not mps: energies are summed in float64
     devices: int = Field(1, ge=1, description="more than one: DistributedDataParallel")
+
+    @model_validator(mode="after")
+    def _whole_validations(self) -> "LoopConfig":
+        every = min(self.validate_every, self.steps)
+        steps = -(-self.steps // every) * every
+        fitted = {"validate_every": every, "steps": steps, "warmup": min(self.warmup, steps // 2)}
+        for name, value in fitted.items():
+            object.__setattr__(self, name, value)  # the model is frozen for everyone else
+        return self
 
 
 class TrainingModule(L.LightningModule):
@@ -78,7 +87,7 @@ class TrainingModule(L.LightningModule):
                 f"the loss is {float(loss.detach())} at step {self.global_step}; look for "
                 "damaged labels in the data, or lower learning_rate"
             )
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=1)
+        self.log("train/loss", loss.detach(), batch_size=1)
         return loss
 
     def validation_step(self, batch: Any, index: int) -> None:
@@ -114,19 +123,42 @@ class KeepBest(Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
         metrics = pl_module.finish()
-        pl_module.log_dict({f"val/{k}": v for k, v in metrics.items()}, prog_bar=True)
-        if trainer.sanity_checking or not trainer.is_global_zero:
-            return
+        pl_module.log_dict({f"val/{k}": v for k, v in metrics.items()})
         self.history.append({"step": float(trainer.global_step), **metrics})
         if metrics["loss"] < self.best:
             self.best = metrics["loss"]
-            self.save(metrics)
+            if trainer.is_global_zero:
+                self.save(metrics)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "history": self.history}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.history = state_dict["best"], state_dict["history"]
+
+
+class Resume(Callback):
+    """Writes ``last.ckpt`` after every validation, and by the clock in between. Must come last,
+    so that what it stores of the other callbacks is up to date."""
+
+    def __init__(self, path: Path, minutes: float):
+        self.path = path
+        self.seconds = 60 * minutes
+        self._written = time.monotonic()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._write(trainer)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        if time.monotonic() - self._written > self.seconds:
+            self._write(trainer)
+
+    def _write(self, trainer: L.Trainer) -> None:
+        part = self.path.with_name(self.path.name + ".part")
+        trainer.save_checkpoint(part)
+        if trainer.is_global_zero:
+            part.replace(self.path)  # a process killed while writing leaves the old one whole
+        self._written = time.monotonic()
 
 
 def fit(
@@ -136,22 +168,27 @@ def fit(
     out: Path,
     save: Callable[[dict[str, float]], None],
     progress: bool = True,
-) -> dict[str, Any]:
-    """Train until steps, patience or Ctrl-C; go on from ``out/last.ckpt`` where there is one.
+) -> None:
+    """Train until steps or patience run out; go on from ``out/last.ckpt`` where there is one.
+
+    A run that has come to its end (``out/history.json`` says so) is not trained again.
 
     Args:
         save: writes the model; called with the validation errors whenever they improve.
 
-    Returns:
-        seconds of this call, steps in all, and the validation history.
+    Raises:
+        MLPotError: interrupted; the same call goes on.
     """
-    loop = module.loop
+    loop, history = module.loop, out / "history.json"
+    if history.is_file():
+        return
     if loop.threads:
         torch.set_num_threads(loop.threads)
     keep = KeepBest(save)
+    device = {"auto": "gpu" if torch.cuda.is_available() else "cpu"}.get(loop.device, loop.device)
     trainer = L.Trainer(
         default_root_dir=out,
-        accelerator=loop.device,
+        accelerator=device,
         devices=loop.devices,
         max_steps=loop.steps,
         max_epochs=-1,
@@ -160,64 +197,90 @@ def fit(
         num_sanity_val_steps=0,
         gradient_clip_val=loop.clip,
         inference_mode=False,
-        callbacks=_callbacks(loop, keep, out),
+        callbacks=_callbacks(loop, keep, out, progress),
         logger=[CSVLogger(out, name="log"), TensorBoardLogger(out, name="tensorboard")],
         enable_progress_bar=progress,
+        enable_checkpointing=False,
         enable_model_summary=False,
         log_every_n_steps=min(50, loop.validate_every),
     )
     resume = out / RESUME
-    start = time.perf_counter()
-    trainer.fit(
-        module,
-        train,
-        validation,
-        ckpt_path=str(resume) if resume.is_file() else None,
-        weights_only=True,
-    )
-    seconds = time.perf_counter() - start
-    return {"seconds": seconds, "steps": trainer.global_step, "history": keep.history}
+    start = str(resume) if resume.is_file() else None
+    try:
+        trainer.fit(module, train, validation, ckpt_path=start, weights_only=True)
+    except (SystemExit, KeyboardInterrupt) as error:  # Lightning turns Ctrl-C into an exit
+        raise MLPotError(
+            f"interrupted at step {trainer.global_step} of {loop.steps}; give the same command "
+            f"to go on from the last checkpoint in {out}"
+        ) from error
+    if trainer.is_global_zero:
+        write_atomically(history, (json.dumps(keep.history, indent=1) + "\n").encode())
 
 
-def _callbacks(loop: LoopConfig, keep: KeepBest, out: Path) -> list[Callback]:
-    """Averaging, logs, and one checkpoint file, written by steps and by the clock."""
-    last: dict[str, Any] = {
-        "dirpath": out,
-        "filename": RESUME.removesuffix(".ckpt"),
-        "save_top_k": 1,
-        "enable_version_counter": False,
-    }
+def _callbacks(loop: LoopConfig, keep: KeepBest, out: Path, progress: bool) -> list[Callback]:
     callbacks: list[Callback] = [
         keep,
         EMAWeightAveraging(decay=loop.ema, use_buffers=False),
         LearningRateMonitor("step"),
-        ModelCheckpoint(**last, train_time_interval=timedelta(minutes=loop.checkpoint_minutes)),
-        ModelCheckpoint(**last, every_n_train_steps=loop.validate_every),
     ]
+    if progress:
+        callbacks.append(StepBar())
     if loop.patience:
         callbacks.append(EarlyStopping("val/loss", patience=loop.patience))
-    return callbacks
+    return [*callbacks, Resume(out / RESUME, loop.checkpoint_minutes)]
+
+
+class StepBar(TQDMProgressBar):
+    """One bar over all steps; epochs mean nothing to a run that is measured in steps."""
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        seen = trainer.callback_metrics
+        shown = {"train/loss": "loss", "val/force_mae": "force MAE", "val/energy_mae": "energy MAE"}
+        return {label: f"{float(seen[key]):.3g}" for key, label in shown.items() if key in seen}
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self.train_progress_bar.reset(trainer.max_steps)
+        self.train_progress_bar.initial = trainer.global_step
+        self.train_progress_bar.set_description("training")
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        if trainer.global_step % 10 == 0 or trainer.global_step == trainer.max_steps:
+            self.train_progress_bar.n = trainer.global_step
+            self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))
 
 
 def read_toml(path: str | Path, kind: type[Config]) -> Config:
-    """A recipe from a TOML file; unknown keys are errors."""
+    """A recipe from a TOML file; unknown keys are errors. ``held_out`` is relative to the file."""
+    path = Path(path)
     try:
-        with open(path, "rb") as file:
-            return kind.model_validate(tomllib.load(file))
-    except (OSError, tomllib.TOMLDecodeError, ValidationError) as error:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        if raw.get("held_out"):
+            raw["held_out"] = str(path.parent / raw["held_out"])
+        return kind.model_validate(raw)
+    except (OSError, tomllib.TOMLDecodeError, TypeError, ValidationError) as error:
         raise InputError(f"{path} is no valid {kind.__name__}: {error}") from error
 
 
-def write_config(config: BaseModel, out: Path) -> None:
-    """The resolved configuration, beside the results. A second run must not differ from it,
-    or resuming would mix two recipes."""
-    path, text = out / "config.json", config.model_dump_json(indent=2) + "\n"
-    if path.is_file() and (out / RESUME).is_file() and path.read_text() != text:
+def claim_folder(out: Path, config: BaseModel, start: str = "") -> bool:
+    """Store the resolved configuration beside the results; true if a run is there to go on with.
+
+    Raises:
+        InputError: the folder holds a run with another configuration or another start; going on
+            would mix two recipes.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "config.json"
+    told = json.dumps({"recipe": config.model_dump(mode="json"), "start": start}, indent=2) + "\n"
+    begun = path.is_file() and (out / RESUME).is_file()
+    if begun and path.read_text() != told:
         raise InputError(
-            f"{out} holds a run with another configuration ({path}). Choose another output "
-            "folder, or remove this one to start anew"
+            f"{out} holds a run with another configuration or starting model ({path}). Choose "
+            "another output folder, or remove this one to start anew"
         )
-    write_atomically(path, text.encode())
+    write_atomically(path, told.encode())
+    return begun
 
 
 def quiet() -> None:
@@ -227,4 +290,3 @@ def quiet() -> None:
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
-    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")

@@ -45,7 +45,8 @@ class Errors(NamedTuple):
 
 
 class ErrorSums:
-    """Accumulates errors batch by batch; frames without a label do not count."""
+    """Accumulates errors batch by batch. Frames without a label (NaN) do not count; a model that
+    predicts a NaN does: its errors become NaN or infinite."""
 
     def __init__(self) -> None:
         self._sums = torch.zeros(4, dtype=torch.float64)
@@ -53,7 +54,8 @@ class ErrorSums:
 
     def add(self, prediction: Prediction, target: LabelledGraph) -> None:
         energy, forces = (e.detach().double().cpu() for e in _errors(prediction, target))
-        energy, forces = energy[energy.isfinite()], forces[forces.isfinite()]
+        energy = energy[target.energy.isfinite().cpu()]
+        forces = forces[target.forces.isfinite().cpu()]
         self._sums += torch.stack(
             [energy.abs().sum(), energy.square().sum(), forces.abs().sum(), forces.square().sum()]
         )

@@ -14,11 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from mlpot import __version__
 from mlpot.data.loader import GraphLoader, LabelledGraph
 from mlpot.data.record import Record
-from mlpot.data.splits import make_split, save_split, split_held_out
+from mlpot.data.splits import load_split, make_split, save_split, split_held_out
 from mlpot.models.checkpoint import ModelInfo, build, load, save
 from mlpot.models.potential import Denoiser
 from mlpot.models.visnet import ViSNetConfig
-from mlpot.train.loop import LoopConfig, TrainingModule, fit, write_config
+from mlpot.train.loop import LoopConfig, TrainingModule, claim_folder, fit
 from mlpot.train.losses import denoising_loss
 
 
@@ -75,11 +75,12 @@ def pretrain(
         the description of the best model.
     """
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    write_config(config, out)
+    begun = claim_folder(out, config)
     torch.manual_seed(config.loop.seed)
     elements = sorted({int(z) for r in records for z in set(r.numbers.tolist())})
-    if config.held_out:
+    if begun:
+        split = load_split(out / "split.json", records)
+    elif config.held_out:
         split = split_held_out(records, config.held_out)
     else:
         split = make_split(records, config.validation, config.test, seed=config.loop.seed)

@@ -35,7 +35,7 @@ def available_models() -> dict[str, ZooEntry]:
 
 
 def resolve(model: str | Path) -> Path:
-    """The file of a zoo name, or the path itself if it is one.
+    """The file of a zoo name; or the path itself, or the model in the folder of a training run.
 
     Raises:
         UnknownModelError: neither; the message lists the names there are.
@@ -47,6 +47,8 @@ def resolve(model: str | Path) -> Path:
         _verify(entry)
         return entry.path
     path = Path(model)
+    if path.is_dir() and (path / "model.safetensors").is_file():
+        return path / "model.safetensors"  # the folder of a training run
     if path.is_file():
         return path
     if path.suffix or len(path.parts) > 1:

@@ -67,7 +67,7 @@ class MLPotImpl(MLPotentialImpl):
         periodic = topology.getPeriodicBoxVectors() is not None
         force, notice = make_force(self.model, numbers, periodic, subset, **args)
         if notice:
-            warnings.warn(notice, stacklevel=4)
+            warnings.warn(notice, stacklevel=3)
         force.setForceGroup(forceGroup)
         system.addForce(force)
 

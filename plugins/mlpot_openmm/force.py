@@ -5,6 +5,7 @@ Units are converted here and nowhere else: OpenMM speaks nm and kJ/mol.
 
 import contextlib
 import importlib
+import logging
 import subprocess
 import sys
 import tempfile
@@ -78,6 +79,13 @@ def make_force(
 
 def _why_not_torchforce(subset: list[int] | None) -> str:
     """Why ``auto`` takes PythonForce; empty if it takes TorchForce."""
+    count = openmm.Platform.getNumPlatforms()
+    platforms = [openmm.Platform.getPlatform(i).getName() for i in range(count)]
+    if torch.cuda.is_available() and "CUDA" not in platforms:
+        return (
+            "torch sees a GPU, but this OpenMM has no CUDA platform (pip install 'mlpot[cuda]'), "
+            "and TorchForce would run on the CPU"
+        )
     if subset is not None and not openmmtorch_problem():
         return (
             "mixed systems are copied on the way (interpolate=True), which crashes openmm-torch 1.5"
@@ -145,7 +153,11 @@ def openmmtorch_problem() -> str:
         return "openmm-torch is not installed (pip install openmmtorch)"
     pair = (have, ".".join(torch.__version__.split(".")[:2]))
     try:
+        root = logging.getLogger()
+        level = root.level
+        root.setLevel(logging.ERROR)  # it warns that simtk.openmm, which it imports, is deprecated
         importlib.import_module("openmmtorch")
+        root.setLevel(level)
     except Exception as error:  # whatever a broken extension raises
         return f"openmmtorch {have} cannot be imported with torch {torch.__version__} ({error})"
     if not _kernels_loaded():

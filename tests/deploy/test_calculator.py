@@ -93,6 +93,7 @@ def test_langevin_runs(weights: Path) -> None:
 def test_what_the_model_does_not_cover_is_refused(weights: Path) -> None:
     atoms = ethanol()
     atoms.calc = MLPotCalculator(weights)
+    atoms.get_potential_energy()  # ASE's cache must not answer for the charged system
     atoms.info["charge"] = 1
     with pytest.raises(UnsupportedSystemError, match="neutral"):
         atoms.get_potential_energy()
@@ -101,10 +102,17 @@ def test_what_the_model_does_not_cover_is_refused(weights: Path) -> None:
     with pytest.raises(UnsupportedSystemError, match="closed-shell"):
         atoms.get_potential_energy()
     del atoms.info["multiplicity"]
+    atoms.set_initial_magnetic_moments([2.0] + [0.0] * 8)
+    with pytest.raises(UnsupportedSystemError, match="multiplicity is 3"):
+        atoms.get_potential_energy()
+    atoms.set_initial_magnetic_moments(None)
+    with pytest.raises(TypeError, match="dtpye"):
+        MLPotCalculator(weights, dtpye="float64")  # type: ignore[call-arg]
     atoms.numbers[2] = 14
     with pytest.raises(UnsupportedSystemError, match=r"does not cover Si \(first at atom 2\)"):
         atoms.get_potential_energy()
     atoms.numbers[2] = 8
+    atoms.calc = MLPotCalculator(weights)
     atoms.positions[1] = atoms.positions[0] + 0.01
     with pytest.raises(InputError, match="atoms 0 and 1 overlap"):
         atoms.get_potential_energy()

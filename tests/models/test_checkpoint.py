@@ -1,6 +1,5 @@
 """Model files: what goes in comes out, and anything else is one clear error."""
 
-import contextlib
 import json
 from pathlib import Path
 
@@ -130,7 +129,7 @@ def test_other_files(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="no mlpot weights file"):
         load(path)
     torch.save({"weight": torch.zeros(3)}, path)
-    with pytest.raises(ModelFileError, match="no mlpot weights file"):
+    with pytest.raises(ModelFileError, match=r"another torch file.*must end in \.pt"):
         load(path)
 
 
@@ -138,8 +137,7 @@ def rewrite(path: Path, **changes) -> None:
     """Change the description, with a hash that is right for it, and leave the weights."""
     tensors = load_file(path)
     info = {**json.loads(load(path)[1].model_dump_json()), **changes}
-    with contextlib.suppress(ValidationError):
-        info["sha256"] = checkpoint._hash(tensors, ModelInfo.model_validate(info))
+    info["sha256"] = checkpoint._hash(tensors, info)
     info.update({k: v for k, v in changes.items() if k == "sha256"})
     save_file(tensors, path, metadata={"mlpot": json.dumps(info)})
 

@@ -10,7 +10,7 @@ import torch
 
 from mlpot.data.record import Record
 from mlpot.deploy.load import load as deploy
-from mlpot.errors import DataError, InputError
+from mlpot.errors import DataError, InputError, MLPotError
 from mlpot.models.checkpoint import load
 from mlpot.models.potential import Denoiser, Potential
 from mlpot.models.visnet import ViSNetConfig
@@ -52,9 +52,9 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
     return made
 
 
-def loop(**changes: Any) -> LoopConfig:
+def loop(**changes: Any) -> dict[str, Any]:
     settings = {"steps": 12, "batch_atoms": 36, "warmup": 2, "validate_every": 4}
-    return LoopConfig(**{**settings, "learning_rate": 3e-3, "ema": 0.5, **changes})
+    return {**settings, "learning_rate": 3e-3, "ema": 0.5, **changes}
 
 
 def config(**changes: Any) -> FinetuneConfig:
@@ -82,35 +82,79 @@ def test_finetuning_learns(records: list[Record], tmp_path: Path) -> None:
     assert evaluate(model, test).force_mae == pytest.approx(after.force_mae, rel=1e-6)
 
 
+def script_losses(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> list[float]:
+    """Let validations report these losses in turn; returns the list of those reported."""
+    honest, seen = EnergyForceModule.finish, []
+
+    def scripted(self: EnergyForceModule) -> dict[str, float]:
+        seen.append(losses[len(seen)])
+        return {**honest(self), "loss": seen[-1]}
+
+    monkeypatch.setattr(EnergyForceModule, "finish", scripted)
+    return seen
+
+
+@pytest.mark.parametrize("killed_at", [6, 8])
+@pytest.mark.parametrize("losses", [[5.0, 4.0, 3.0, 2.0, 1.0], [3.0, 1.0, 2.0, 2.5, 2.0]])
 def test_resuming_is_exact(
-    records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    records: list[Record],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    killed_at: int,
+    losses: list[float],
 ) -> None:
-    """Killed between two checkpoints, in the middle of an epoch, then started again."""
-    settings = config(loop=loop(steps=14, validate_every=3))
+    """Killed in the middle of an epoch, right after a validation or between two, then started
+    again; also where the best model lies before the kill."""
+    settings = config(loop=loop(steps=15, validate_every=3))
+    script_losses(monkeypatch, losses)
     finetune(records, settings, tmp_path / "whole", progress=False)
 
     honest = EnergyForceModule.training_step
+    steps: list[int] = []
+    deaths = [killed_at]
 
-    def dies(self: EnergyForceModule, batch: Any, index: int) -> torch.Tensor:
-        if self.global_step == 8:
+    def step(self: EnergyForceModule, batch: Any, index: int) -> torch.Tensor:
+        if deaths and self.global_step == deaths[0]:
+            deaths.pop()
             raise RuntimeError("the machine went away")
+        steps.append(self.global_step)
         return honest(self, batch, index)
 
-    monkeypatch.setattr(EnergyForceModule, "training_step", dies)
+    monkeypatch.undo()
+    monkeypatch.setattr(EnergyForceModule, "training_step", step)
+    seen = script_losses(monkeypatch, losses)
     with pytest.raises(RuntimeError, match="went away"):
         finetune(records, settings, tmp_path / "cut", progress=False)
-    monkeypatch.setattr(EnergyForceModule, "training_step", honest)
-    steps: list[int] = []
-    monkeypatch.setattr(
-        EnergyForceModule,
-        "training_step",
-        lambda self, batch, index: (steps.append(self.global_step), honest(self, batch, index))[1],
-    )
+    before = len(steps)
     finetune(records, settings, tmp_path / "cut", progress=False)
-    assert steps == list(range(6, 14))  # from the last checkpoint, not from the start
+    assert steps[before:] == list(range(6, 15))  # from the last checkpoint, not from the start
+    assert seen == losses  # no validation twice
+    for name in ("whole", "cut"):
+        history = json.loads((tmp_path / name / "history.json").read_text())
+        assert [h["loss"] for h in history] == losses
     whole, cut = (weights(tmp_path / f / "model.safetensors") for f in ("whole", "cut"))
     for name in whole:
         assert torch.equal(whole[name], cut[name]), name
+
+
+def test_interrupted_by_hand(
+    records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(self: EnergyForceModule, batch: Any, index: int) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(EnergyForceModule, "training_step", interrupt)
+    with pytest.raises(MLPotError, match="interrupted at step 0 of 12; give the same command"):
+        finetune(records, config(), tmp_path, progress=False)
+
+
+def test_resuming_refuses_other_data(records: list[Record], tmp_path: Path) -> None:
+    finetune(records, config(), tmp_path, progress=False)
+    with pytest.raises(DataError, match=r"(?i)split"):
+        finetune(records[:30], config(), tmp_path, progress=False)
+    teacher = save_random_model(tmp_path / "teacher.safetensors")
+    with pytest.raises(InputError, match="starting model"):
+        finetune(records, config(), tmp_path, teacher, progress=False)
 
 
 def test_a_finished_run_is_not_trained_again(
@@ -130,18 +174,13 @@ def test_a_finished_run_is_not_trained_again(
 def test_early_stopping(
     records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest, losses = EnergyForceModule.finish, [3.0, 2.0, 2.5, 2.5, 1.0, 1.0]
-    seen: list[float] = []
-
-    def scripted(self: EnergyForceModule) -> dict[str, float]:
-        seen.append(losses[len(seen)])
-        return {**honest(self), "loss": seen[-1]}
-
-    monkeypatch.setattr(EnergyForceModule, "finish", scripted)
+    seen = script_losses(monkeypatch, [3.0, 2.0, 2.5, 2.5, 1.0, 1.0])
     settings = config(loop=loop(steps=24, validate_every=4, patience=2))
     info, _ = finetune(records, settings, tmp_path, progress=False)
     assert seen == [3.0, 2.0, 2.5, 2.5]  # two without gain, and the better 1.0 is never reached
     assert info.provenance["validation"]["loss"] == 2.0  # what is kept is the best
+    finetune(records, settings, tmp_path, progress=False)
+    assert len(seen) == 4  # a run that has stopped stays stopped
 
 
 def test_denoising_learns_and_seeds_finetuning(records: list[Record], tmp_path: Path) -> None:
@@ -175,6 +214,29 @@ def test_starting_from_a_potential_keeps_its_forces(records: list[Record], tmp_p
     _, errors = finetune(shifted, config(loop=frozen), tmp_path / "out", teacher, progress=False)
     assert errors.force_mae < 1e-4
     assert errors.energy_mae < 1e-4
+    source, tuned = load(teacher)[0], load(tmp_path / "out" / "model.safetensors")[0]
+    moved = tuned.reference_energies - source.reference_energies
+    assert float(moved[[1, 6, 8]].abs().max()) < 20  # 60 eV over 9 atoms: no element takes it all
+    counts = torch.bincount(torch.as_tensor(records[0].numbers), minlength=len(moved))
+    assert float((counts * moved).sum()) == pytest.approx(60.0, abs=1e-3)
+
+
+def test_nan_predictions_are_not_hidden(records: list[Record], tmp_path: Path) -> None:
+    model, _ = load(save_random_model(tmp_path / "m.safetensors"))
+    assert isinstance(model, Potential)
+    assert evaluate(model, records).force_mae > 0
+    with torch.no_grad():
+        next(iter(model.parameters())).fill_(float("nan"))
+    assert not evaluate(model, records).force_mae < 1e9
+
+
+def test_short_runs_validate_and_toml_keeps_the_defaults(tmp_path: Path) -> None:
+    assert LoopConfig(steps=7).validate_every == 7
+    assert LoopConfig(steps=700, validate_every=500).steps == 1000
+    path = tmp_path / "recipe.toml"
+    path.write_text("[loop]\nsteps = 1200\n")
+    recipe = read_toml(path, FinetuneConfig).loop
+    assert (recipe.batch_atoms, recipe.learning_rate, recipe.ema) == (200, 5e-4, 0.99)
 
 
 def test_bad_data_is_refused(records: list[Record], tmp_path: Path) -> None:
@@ -203,8 +265,13 @@ def test_bad_data_is_refused(records: list[Record], tmp_path: Path) -> None:
     sulphur = [
         Record(numbers, r.positions, r.energy, r.forces, group="CCS", level="x") for r in records
     ]
-    with pytest.raises(DataError, match="16"):
+    with pytest.raises(DataError, match="the data hold S, which random has never seen"):
         finetune(sulphur, config(), tmp_path / "element", teacher, progress=False)
+    one = [*records[:-1], sulphur[0]]
+    one[-1] = Record(numbers, records[0].positions, -1e4, records[0].forces, group="CCO")
+    for seed in range(20):  # whichever part that frame falls into, it is never half covered
+        with pytest.raises(DataError, match="S"):
+            finetune(one, config(loop=loop(seed=seed)), tmp_path / f"{seed}", teacher)
     assert not list(tmp_path.glob("**/model.safetensors"))
 
 
