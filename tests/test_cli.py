@@ -109,7 +109,7 @@ def test_pretrain_finetune_evaluate_export_md(tmp_path: Path, fast: Path) -> Non
     assert "training on 30 frames, validating on 6, testing on 6" in out
     assert "meV/atom" in out and "meV/Å" in out
     assert f"mlpot md molecule.pdb --model {weights}" in out
-    assert json.loads((target / "config.json").read_text())["loop"]["steps"] == 4
+    assert json.loads((target / "config.json").read_text())["recipe"]["loop"]["steps"] == 4
 
     numbers = tmp_path / "errors.json"
     out = succeeds("evaluate", weights, ASPIRIN, "--json", numbers)
@@ -284,7 +284,7 @@ def test_bad_recipes_and_folders(tmp_path: Path, model: Path, fast: Path) -> Non
     assert "learning_rate" in refuses("finetune", *common, "none", "--learning-rate", -1)
     assert "no model is named" in refuses("finetune", *common, "no-such-model")
     assert "60" in refuses("finetune", *common, model, "--train", 100)
-    assert "no such data file" in refuses("finetune", "absent.xyz", *common[1:], model)
+    assert "no such file" in refuses("finetune", "absent.xyz", *common[1:], model)
     assert "suffix" in refuses("finetune", misspelt, *common[1:], model)
     assert "no such data file" in refuses("pretrain", "absent.xyz", *common[1:-1])
     assert "must end in .pt" in refuses("export", model, tmp_path / "model.onnx")

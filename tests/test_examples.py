@@ -7,15 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mlpot.zoo import available_models
-
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 SCRIPTS = sorted(EXAMPLES.glob("0*.py"))
-
-# TEMPORARY, to be dropped with the first release: the examples need the model that ships.
-needs_weights = pytest.mark.skipif(
-    "pretrained-visnet" not in available_models(), reason="pretrained-visnet is still in training"
-)
 
 
 def test_there_are_three_and_they_are_short() -> None:
@@ -23,7 +16,6 @@ def test_there_are_three_and_they_are_short() -> None:
     assert all(len(s.read_text(encoding="utf-8").splitlines()) < 40 for s in SCRIPTS)
 
 
-@needs_weights
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_example(script: Path, tmp_path: Path) -> None:
     run = subprocess.run(

@@ -3,14 +3,14 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from mlpot.errors import DataError, MLPotError
+from mlpot.errors import MLPotError
 
 if TYPE_CHECKING:
     from mlpot.data.record import Record
@@ -50,17 +50,25 @@ class Group(TyperGroup):
             raise typer.Exit(1) from None
 
 
-def read_all(paths: list[Path]) -> "list[Record]":
+EnergyKey = Annotated[
+    str | None, typer.Option(help="Name of the energies in extended XYZ, such as REF_energy.")
+]
+ForcesKey = Annotated[
+    str | None, typer.Option(help="Name of the forces in extended XYZ, such as REF_forces.")
+]
+Units = Annotated[str | None, typer.Option(help="Of an npz file: kcal/mol or eV.")]
+
+
+def read_data(paths: list[Path], **options: str | None) -> "list[Record]":
     """Records of all files, in order; the file's name is the subset where it has none."""
     from dataclasses import replace
 
-    from mlpot.data.formats import read
+    from mlpot.data.formats import read_all
 
+    given = {name: value for name, value in options.items() if value is not None}
     records: list[Record] = []
     for path in paths:
-        if not path.is_file():
-            raise DataError(f"no such data file: {path}. Check the path")
-        found = read(path)
+        found = read_all([path], **given)
         records += [r if r.subset else replace(r, subset=path.name) for r in found]
     return records
 

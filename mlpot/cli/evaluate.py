@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlpot.cli.common import aside, console, counted, read_all, say
+from mlpot.cli.common import (
+    EnergyKey,
+    ForcesKey,
+    Units,
+    aside,
+    console,
+    counted,
+    read_data,
+    say,
+)
 
 if TYPE_CHECKING:
     from mlpot.data.record import Record
@@ -25,12 +34,15 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("--json", metavar="OUT.json", help="Write the numbers here too.")
     ] = None,
+    energy_key: EnergyKey = None,
+    forces_key: ForcesKey = None,
+    units: Units = None,
 ) -> None:
     """Compare a model with energies and forces that you trust: MAE and RMSE."""
     from mlpot.deploy.load import load
 
     loaded = load(model)
-    records = read_all(data)
+    records = read_data(data, energy_key=energy_key, forces_key=forces_key, units=units)
     _check(records, loaded)
     groups: dict[str, list[Record]] = {}
     for record in records:

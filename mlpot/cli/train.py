@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlpot.cli.common import counted, read_all, say
+from mlpot.cli.common import EnergyKey, ForcesKey, Units, counted, read_data, say
 
 if TYPE_CHECKING:
     from mlpot.data.record import Record
@@ -66,6 +66,9 @@ def finetune(
     train: Part = None,
     validation: Part = None,
     test: Part = None,
+    energy_key: EnergyKey = None,
+    forces_key: ForcesKey = None,
+    units: Units = None,
     quiet: Quiet = False,
 ) -> None:
     """Fit a model to your own energies and forces. A few hundred frames go a long way.
@@ -82,7 +85,7 @@ def finetune(
     parts = {"train": train, "validation": validation, "test": test}
     recipe = _recipe(FinetuneConfig, config, out.name, parts, steps, learning_rate)
     origin = None if start == "none" else resolve(start)
-    records = _read(data)
+    records = _read(data, energy_key=energy_key, forces_key=forces_key, units=units)
     silence()
     began = time.perf_counter()
     info, errors = run(records, recipe, out, origin, progress=not quiet, report=say)
@@ -92,8 +95,8 @@ def finetune(
     say(f"  or: mlpot export {weights} {out / 'model.pt'}")
 
 
-def _read(paths: list[Path]) -> "list[Record]":
-    records = read_all(paths)
+def _read(paths: list[Path], **options: str | None) -> "list[Record]":
+    records = read_data(paths, **options)
     say(f"read {counted(len(records), 'frame')} from {counted(len(paths), 'file')}")
     return records
 

@@ -68,10 +68,10 @@ class GraphLoader:
 
     def __len__(self) -> int:
         # The same on every rank, or the others would wait for ever.
-        return max(1, self._batches // self._rank()[1])
+        return max(1, self._batches // self._share()[1])
 
     def __iter__(self) -> Iterator[LabelledGraph]:
-        rank, ranks = self._rank()
+        rank, ranks = self._share()
         if not self.shuffle:
             self.position = 0
         chunks = self._chunks()
@@ -94,11 +94,8 @@ class GraphLoader:
         if self.position >= len(self):  # the end of an epoch is the start of the next
             self.epoch, self.position = self.epoch + (1 if self.shuffle else 0), 0
 
-    def _rank(self) -> tuple[int, int]:
-        distributed = torch.distributed
-        if self.shuffle and distributed.is_available() and distributed.is_initialized():
-            return distributed.get_rank(), distributed.get_world_size()
-        return 0, 1
+    def _share(self) -> tuple[int, int]:
+        return _rank() if self.shuffle else (0, 1)
 
     def _chunks(self) -> list[np.ndarray]:
         """Indices of every batch of this epoch: always the same number of batches."""
@@ -147,3 +144,10 @@ class GraphLoader:
                 if self.noise == 0 or draw == _DRAWS - 1:
                     raise
         raise AssertionError("unreachable")
+
+
+def _rank() -> tuple[int, int]:
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1

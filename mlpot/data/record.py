@@ -109,14 +109,14 @@ def _problem(record: Record, need_energy: bool, need_forces: bool, allow_charged
         if need_energy:
             return (
                 "it has no energy. Remove it, or tell the reader under which name energies "
-                "are stored (energy_key=... for extxyz)"
+                "are stored (extended XYZ: --energy-key, or energy_key=)"
             )
     elif not np.isfinite(record.energy):
         return f"its energy is {record.energy}: the calculation has failed. Remove it"
     if need_forces and record.forces is None:
         return (
-            "it has no forces. Remove it, train on energies only, or tell the reader under "
-            "which name forces are stored (forces_key=... for extxyz)"
+            "it has no forces. Remove it, label it, or tell the reader under which name forces "
+            "are stored (extended XYZ: --forces-key, or forces_key=)"
         )
     if record.charge and not allow_charged:
         return (

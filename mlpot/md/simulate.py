@@ -197,15 +197,16 @@ class _Run:
 
     def go(self, progress: bool, console: Console | None) -> Summary:
         s = self.settings
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
-            (self.folder / name).unlink(missing_ok=True)
-        write_pdb(self.files["topology"], self.structure, self.structure.positions)
         self.report(f"running in {self.host.description}")
         if s.minimize:
             before = self.host.energies()[0]
             self.host.minimize(MINIMIZE)
             self.report(f"minimised: energy {self.host.energies()[0] - before:+.3f} eV")
+        # only now: a run that cannot start must not cost the results of an earlier one
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            (self.folder / name).unlink(missing_ok=True)
+        write_pdb(self.files["topology"], self.structure, self.structure.positions)
         self.host.set_velocities(_velocities(self.structure.masses, s.temperature, s.seed))
         log = Log(self.files["log"])
         trajectory = Trajectory(

@@ -103,8 +103,7 @@ def finetune(
         start: model file to start from; None starts from nothing.
 
     Returns:
-        the description of the best model, and its errors on the test part (on the
-        validation part where there is no test part).
+        the description of the best model, and its errors on the test part, if there is one.
 
     Raises:
         DataError: labels are missing or not finite, or an element is covered by no frame.
@@ -228,7 +227,7 @@ def _check_learned(train: Sequence[Record], records: Sequence[Record]) -> None:
     if unseen:
         raise DataError(
             f"{_symbols(unseen)} occurs in frames held out for validation or test only, so that "
-            "nothing could learn it. Train on more frames, split with another seed, or leave those out"
+            "nothing could learn it. Train on more frames, take another seed, or leave those out"
         )
 
 
