@@ -286,12 +286,22 @@ def test_bad_recipes_and_folders(tmp_path: Path, model: Path, fast: Path) -> Non
     assert "60" in refuses("finetune", *common, model, "--train", 100)
     assert "no such file" in refuses("finetune", "absent.xyz", *common[1:], model)
     assert "suffix" in refuses("finetune", misspelt, *common[1:], model)
-    assert "no such data file" in refuses("pretrain", "absent.xyz", *common[1:-1])
+    assert "no such file" in refuses("pretrain", "absent.xyz", *common[1:-1])
     assert "must end in .pt" in refuses("export", model, tmp_path / "model.onnx")
     assert "no model is named" in refuses("models", "--card", "no-such-model")
     shutil.rmtree(tmp_path / "out", ignore_errors=True)
     succeeds("finetune", *common, "none", "--steps", 2, "--config", fast)
     assert "another configuration" in refuses("finetune", *common, "none", "--steps", 3)
+
+
+def test_columns_of_other_names(tmp_path: Path, model: Path, fast: Path) -> None:
+    text = ASPIRIN.read_text().replace("energy=", "REF_energy=").replace(":forces:", ":REF_forces:")
+    other = tmp_path / "other.xyz"
+    other.write_text(text)
+    options = ["--from", "none", "--out", tmp_path / "out", "--quiet", "--config", fast]
+    assert "--energy-key" in refuses("finetune", other, *options)
+    keys = ["--energy-key", "REF_energy", "--forces-key", "REF_forces"]
+    succeeds("finetune", other, *options, "--steps", 2, *keys)
 
 
 def test_debug_shows_where_an_error_comes_from() -> None:
