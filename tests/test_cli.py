@@ -295,7 +295,8 @@ def test_bad_recipes_and_folders(tmp_path: Path, model: Path, fast: Path) -> Non
 
 
 def test_columns_of_other_names(tmp_path: Path, model: Path, fast: Path) -> None:
-    text = ASPIRIN.read_text().replace("energy=", "REF_energy=").replace(":forces:", ":REF_forces:")
+    text = Path(ASPIRIN).read_text()
+    text = text.replace("energy=", "REF_energy=").replace(":forces:", ":REF_forces:")
     other = tmp_path / "other.xyz"
     other.write_text(text)
     options = ["--from", "none", "--out", tmp_path / "out", "--quiet", "--config", fast]
