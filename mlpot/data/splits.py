@@ -110,13 +110,14 @@ def split_held_out(records: Sequence[Record], path: str | Path) -> Split:
 
 
 def fingerprint(records: Sequence[Record]) -> str:
-    """sha256 of the atomic numbers and energies of all frames, in order."""
+    """sha256 of the atomic numbers, positions and energies of all frames, in order."""
     digest = hashlib.sha256()
     sizes = np.array([len(r.numbers) for r in records], dtype="<i8")
     energies = np.array([np.nan if r.energy is None else r.energy for r in records], dtype="<f8")
     digest.update(sizes.tobytes())
     for record in records:
         digest.update(np.asarray(record.numbers, dtype="<i8").tobytes())
+        digest.update(np.asarray(record.positions, dtype="<f4").tobytes())
     digest.update(energies.tobytes())
     return digest.hexdigest()
 

@@ -146,13 +146,14 @@ def simulate(
         MLPotError: the simulation blew up; the frames up to then are kept.
     """
     settings = Settings(**options)
-    periodic = (structure.box is not None,) * 3
-    # looks for overlapping atoms, which OpenMM's C++ engine does not
-    build_graph(structure.numbers, structure.positions, 1.0, structure.box, periodic)
     threads = settings.threads or (1 if len(structure.numbers) <= ONE_THREAD else None)
     folder = _folder(Path(out), overwrite)  # nothing is removed yet: the model may not load
     with _threads(threads):
-        return _Run(structure, model, settings, folder, report).go(progress, console)
+        run = _Run(structure, model, settings, folder, report)
+        # overlapping atoms are an error before the first step, whatever the engine
+        periodic = (structure.box is not None,) * 3
+        build_graph(structure.numbers, structure.positions, 1.0, structure.box, periodic)
+        return run.go(progress, console)
 
 
 class _Run:
