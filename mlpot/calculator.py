@@ -79,4 +79,6 @@ def _charge_and_spin(atoms: Atoms) -> tuple[float, int]:
     """Total charge and multiplicity that the Atoms ask for; unpaired spins as magnetic moments."""
     charge = float(atoms.info.get("charge", atoms.get_initial_charges().sum()))
     unpaired = round(abs(float(atoms.get_initial_magnetic_moments().sum())))
-    return charge, int(atoms.info.get("multiplicity", unpaired + 1))
+    # other packages' calculators read "spin" as the multiplicity; 0 says nothing there
+    spin = int(atoms.info.get("spin", 0)) or unpaired + 1
+    return charge, int(atoms.info.get("multiplicity", spin))

@@ -37,16 +37,18 @@ class Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except MLPotError as error:
+        except BrokenPipeError:  # `mlpot models | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
+        except (MLPotError, OSError) as error:
             if ctx.params.get("debug"):
                 raise
             message = " ".join(str(error).split())
+            if isinstance(error, OSError) and not isinstance(error, MLPotError):
+                message = f"{error.filename}: {error.strerror}. Check the path and its permissions"
             Console(stderr=True, highlight=False, soft_wrap=True).print(
                 f"[bold red]error:[/] {escape(message)}"
             )
-            raise typer.Exit(1) from None
-        except BrokenPipeError:  # `mlpot models | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
 
 

@@ -41,7 +41,9 @@ Input = Annotated[
 ]
 Model = Annotated[str, typer.Option(help="Name (see mlpot models), .safetensors or .pt file.")]
 Out = Annotated[Path, typer.Option(rich_help_panel=RESULTS, help="Folder for the results.")]
-Steps = Annotated[int, typer.Option(min=1, help="Number of time steps.")]
+Steps = Annotated[
+    int | None, typer.Option(min=1, help="Number of time steps; 2000 if --ps is not given.")
+]
 Length = Annotated[
     float | None, typer.Option("--ps", help="Length in picoseconds, instead of --steps.")
 ]
@@ -114,7 +116,7 @@ def md(
     structure: Input,
     model: Model = "pretrained-visnet",
     out: Out = Path("runs/md"),
-    steps: Steps = 2000,
+    steps: Steps = None,
     ps: Length = None,
     timestep: Timestep = 0.5,
     temperature: Temperature = 300.0,
@@ -149,7 +151,7 @@ def md(
         system,
         model,
         host=host.value,
-        steps=steps if ps is None else _steps(ps, timestep),
+        steps=_steps(steps, ps, timestep),
         timestep=timestep,
         temperature=temperature,
         friction=friction,
@@ -171,9 +173,13 @@ def md(
     _show(summary)
 
 
-def _steps(ps: float, timestep: float) -> int:
+def _steps(steps: int | None, ps: float | None, timestep: float) -> int:
     from mlpot.errors import InputError
 
+    if steps is not None and ps is not None:
+        raise InputError("give --steps or --ps, not both")
+    if ps is None:
+        return 2000 if steps is None else steps
     if not (timestep > 0 and ps * 1000 >= timestep):
         raise InputError(
             f"--ps and --timestep must be positive, and at least one step long; got {ps} ps and "

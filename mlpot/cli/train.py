@@ -25,6 +25,9 @@ Start = Annotated[
     str,
     typer.Option("--from", help="Model to start from: a name, a .safetensors file, or none."),
 ]
+Level = Annotated[
+    str | None, typer.Option(help="Level of theory of the labels, to be kept in the model file.")
+]
 Part = Annotated[float | None, typer.Option(help="Share (below 1) or number of frames.")]
 
 
@@ -69,6 +72,7 @@ def finetune(
     energy_key: EnergyKey = None,
     forces_key: ForcesKey = None,
     units: Units = None,
+    level: Level = None,
     quiet: Quiet = False,
 ) -> None:
     """Fit a model to your own energies and forces. A few hundred frames go a long way.
@@ -82,7 +86,7 @@ def finetune(
     from mlpot.train.loop import quiet as silence
     from mlpot.zoo import resolve
 
-    parts = {"train": train, "validation": validation, "test": test}
+    parts = {"train": train, "validation": validation, "test": test, "level": level}
     recipe = _recipe(FinetuneConfig, config, out.name, parts, steps, learning_rate)
     origin = None if start == "none" else resolve(start)
     records = _read(data, energy_key=energy_key, forces_key=forces_key, units=units)
@@ -134,8 +138,10 @@ def _recipe(
         raise InputError(f"{where}: {first['msg']}, got {first['input']!r}") from error
 
 
-def _number(value: float) -> float | int:
-    """Counts are whole: 200, not 200.0."""
+def _number(value: Any) -> Any:
+    """Counts are whole: 200, not 200.0; words stay words."""
+    if isinstance(value, str):
+        return value
     return int(value) if value >= 1 and value == int(value) else value
 
 

@@ -50,7 +50,10 @@ def export(
         raise InputError(f"an exported model must be named *.pt, got {out}")
     if dtype not in DTYPES:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    potential, info = load_potential(resolve(model))
+    path = resolve(model)
+    if path.suffix == ".pt":
+        raise InputError(f"{path} is exported already; export from the .safetensors weights")
+    potential, info = load_potential(path)
     potential = potential.to(DTYPES[dtype])
     scripted = script(potential)
     reloaded = torch.jit.load(io.BytesIO(_bytes(scripted, "{}")))

@@ -152,7 +152,12 @@ def simulate(
         run = _Run(structure, model, settings, folder, report)
         # overlapping atoms are an error before the first step, whatever the engine
         periodic = (structure.box is not None,) * 3
-        build_graph(structure.numbers, structure.positions, 1.0, structure.box, periodic)
+        near = build_graph(structure.numbers, structure.positions, 4.0, structure.box, periodic)
+        if len(structure.numbers) > 1 and not near.edge_index.numel():
+            raise InputError(
+                "no two atoms are within 4 Å of each other; are these coordinates in another unit "
+                "(bohr, or Å read as nm)? Convert them to Å"
+            )
         return run.go(progress, console)
 
 
@@ -202,7 +207,8 @@ class _Run:
         if s.minimize:
             before = self.host.energies()[0]
             self.host.minimize(MINIMIZE)
-            self.report(f"minimised: energy {self.host.energies()[0] - before:+.3f} eV")
+            gained = before - self.host.energies()[0]
+            self.report(f"minimised, which lowered the energy by {gained:.3f} eV")
         # only now: a run that cannot start must not cost the results of an earlier one
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in FILES:

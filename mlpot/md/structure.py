@@ -16,6 +16,10 @@ from mlpot.units import ANGSTROM_TO_NM
 _HALOGENS = {9, 17, 35, 53}
 
 
+#: Å between the molecules of a SMILES with several, surface to surface
+BETWEEN = 2.5
+
+
 @dataclass(frozen=True)
 class Structure:
     """A system ready to be simulated: neutral, closed shell, hydrogens in place.
@@ -196,8 +200,23 @@ _READERS: dict[str, Callable[[Path, bool, int], Structure]] = {
 
 
 def _embedded(molecule: Any, name: str, seed: int) -> Any:
-    """The molecule with one conformer: distance geometry, then a force field."""
+    """The molecule with one conformer: distance geometry, then a force field.
+
+    RDKit may put the parts of 'O.O' on top of each other, so each is built alone, and they are
+    set side by side.
+    """
     embed = require("rdkit.Chem.AllChem", "mlpot[chem]", "building 3D coordinates")
+    chem = require("rdkit.Chem", "mlpot[chem]", "building 3D coordinates")
+    parts = chem.GetMolFrags(molecule, asMols=True)
+    if len(parts) > 1:
+        joined, reach = None, 0.0
+        for part in parts:
+            part = _embedded(part, name, seed)
+            x = part.GetConformer().GetPositions()[:, 0]
+            offset = chem.rdGeometry.Point3D(reach - float(x.min()), 0.0, 0.0)
+            joined = part if joined is None else chem.CombineMols(joined, part, offset)
+            reach += float(np.ptp(x)) + BETWEEN
+        return joined
     with _quiet():
         if embed.EmbedMolecule(molecule, randomSeed=seed + 1) != 0:
             raise InputError(

@@ -28,7 +28,7 @@ from mlpot.errors import DataError
 from mlpot.models.checkpoint import ModelInfo, build, load, save
 from mlpot.models.potential import Denoiser, Potential
 from mlpot.models.visnet import ViSNetConfig
-from mlpot.train.loop import LoopConfig, TrainingModule, claim_folder, fit
+from mlpot.train.loop import HISTORY, LoopConfig, TrainingModule, claim_folder, fit
 from mlpot.train.losses import Errors, ErrorSums, energy_force_loss
 
 #: a model to start from, and its description
@@ -128,11 +128,7 @@ def finetune(
         "train": _loader(train, model.cutoff, config, shuffle=True),
         "validation": _loader([records[i] for i in split.validation], model.cutoff, config),
     }
-    origin = source[1].name if source else "random weights"
-    report(
-        f"training on {len(split.train)} frames, validating on {len(split.validation)}, testing "
-        f"on {len(split.test)}, split by {split.by}; from {origin}, {config.loop.steps} steps"
-    )
+    report(_outline(split, source, config, finished=(out / HISTORY).is_file()))
 
     def keep(metrics: dict[str, float]) -> None:
         described = info.model_copy(update={"provenance": _provenance(config, source, metrics)})
@@ -146,6 +142,16 @@ def finetune(
     errors = evaluate(best, [records[i] for i in held_back], config.loop.batch_atoms)
     report(f"{'test' if len(split.test) else 'validation'}: {errors.describe()}")
     return described, errors
+
+
+def _outline(split: Split, source: Start | None, config: FinetuneConfig, finished: bool) -> str:
+    if finished:
+        return "this run is finished already; it is not trained again"
+    origin = source[1].name if source else "random weights"
+    return (
+        f"training on {len(split.train)} frames, validating on {len(split.validation)}, testing "
+        f"on {len(split.test)}, split by {split.by}; from {origin}, {config.loop.steps} steps"
+    )
 
 
 def evaluate(

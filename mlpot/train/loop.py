@@ -28,6 +28,7 @@ from mlpot.errors import InputError, MLPotError
 from mlpot.models.checkpoint import write_atomically
 
 RESUME = "last.ckpt"
+HISTORY = "history.json"  # written when a run has come to its end
 Config = TypeVar("Config", bound=BaseModel)
 
 
@@ -179,7 +180,7 @@ def fit(
     Raises:
         MLPotError: interrupted; the same call goes on.
     """
-    loop, history = module.loop, out / "history.json"
+    loop, history = module.loop, out / HISTORY
     if history.is_file():
         return
     if loop.threads:
@@ -238,10 +239,15 @@ class StepBar(TQDMProgressBar):
         shown = {"train/loss": "loss", "val/force_mae": "force MAE", "val/energy_mae": "energy MAE"}
         return {label: f"{float(seen[key]):.3g}" for key, label in shown.items() if key in seen}
 
-    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+    def on_train_start(self, *args: Any) -> None:
+        super().on_train_start(*args)
+        trainer = self.trainer
         self.train_progress_bar.reset(trainer.max_steps)
-        self.train_progress_bar.initial = trainer.global_step
+        self.train_progress_bar.initial = self.train_progress_bar.n = trainer.global_step
         self.train_progress_bar.set_description("training")
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        """An epoch is nothing to show."""
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any

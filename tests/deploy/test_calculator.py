@@ -102,6 +102,10 @@ def test_what_the_model_does_not_cover_is_refused(weights: Path) -> None:
     with pytest.raises(UnsupportedSystemError, match="closed-shell"):
         atoms.get_potential_energy()
     del atoms.info["multiplicity"]
+    atoms.info["spin"] = 3
+    with pytest.raises(UnsupportedSystemError, match="multiplicity is 3"):
+        atoms.get_potential_energy()
+    del atoms.info["spin"]
     atoms.set_initial_magnetic_moments([2.0] + [0.0] * 8)
     with pytest.raises(UnsupportedSystemError, match="multiplicity is 3"):
         atoms.get_potential_energy()

@@ -175,3 +175,15 @@ def test_smiles_without_rdkit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rdkit.Chem", None)
     with pytest.raises(MissingDependencyError, match=r"pip install mlpot\[chem\]"):
         read_structure("CCO")
+
+
+@pytest.mark.parametrize("smiles", ["O.O", "O.O.O", "CO.C1CCCCC1"])
+def test_molecules_of_one_smiles_stand_apart(smiles: str) -> None:
+    structure = read_structure(smiles)
+    owner = np.repeat(
+        np.arange(smiles.count(".") + 1),
+        [len(read_structure(part).numbers) for part in smiles.split(".")],
+    )
+    gap = structure.positions[:, None] - structure.positions[None]
+    distance = np.linalg.norm(gap, axis=2)[owner[:, None] != owner[None]]
+    assert 1.5 < distance.min() < 4.0
