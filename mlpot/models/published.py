@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mlpot.errors import ModelFileError
-from mlpot.models.heads import EnergyHead, NoiseHead
+from mlpot.models.heads import NoiseHead
 from mlpot.models.visnet import ViSNet, ViSNetConfig
 
 State = dict[str, Tensor]
@@ -128,15 +128,10 @@ def convert_noise_head(state: State) -> State:
 
 
 def convert_energy_head(state: State) -> State:
-    """``output_model`` of PyG's ViSNet -> EnergyHead (its last gate feeds nothing)."""
+    """``output_model`` of PyG's ViSNet -> EnergyHead(softening=0); its last gate feeds nothing."""
     start = "output_model.output_network."
     ours = _convert_block(state, f"{start}0.", "block.")
     last = _convert_block(state, f"{start}1.", "")
     del last["gated.weight"]
     last["result.weight"], last["result.bias"] = last["result.weight"][:1], last["result.bias"][:1]
     return {**ours, **last}
-
-
-def energy_head_like_published(channels: int) -> EnergyHead:
-    """An EnergyHead whose vector lengths have the published kink at zero."""
-    return EnergyHead(channels, softening=0.0)

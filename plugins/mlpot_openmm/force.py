@@ -152,25 +152,34 @@ def openmmtorch_problem() -> str:
     except PackageNotFoundError:
         return "openmm-torch is not installed (pip install openmmtorch)"
     pair = (have, ".".join(torch.__version__.split(".")[:2]))
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # it warns that simtk.openmm, which it imports, is deprecated
     try:
-        root = logging.getLogger()
-        level = root.level
-        root.setLevel(logging.ERROR)  # it warns that simtk.openmm, which it imports, is deprecated
         importlib.import_module("openmmtorch")
-        root.setLevel(level)
     except Exception as error:  # whatever a broken extension raises
         return f"openmmtorch {have} cannot be imported with torch {torch.__version__} ({error})"
+    finally:
+        root.setLevel(level)
+    failure = "" if pair in KNOWN_GOOD else _tried_apart()
+    if failure:
+        return f"openmmtorch {have} does not work with torch {torch.__version__} ({failure})"
     if not _kernels_loaded():
         return f"openmmtorch {have} has no kernels for this OpenMM {openmm.__version__}"
-    if pair in KNOWN_GOOD:
-        return ""
-    done = subprocess.run(
-        [sys.executable, "-c", _TRY], capture_output=True, text=True, timeout=120, check=False
-    )
+    return ""
+
+
+def _tried_apart() -> str:
+    """How a first energy fails in a process of its own; empty if it does not."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _TRY], capture_output=True, text=True, timeout=120, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return "it hangs"
     if done.returncode == 0:
         return ""
-    last = (done.stderr.strip().splitlines() or ["it crashed"])[-1]
-    return f"openmmtorch {have} does not work with torch {torch.__version__} ({last})"
+    return (done.stderr.strip().splitlines() or ["it crashed"])[-1]
 
 
 def _kernels_loaded() -> bool:

@@ -32,7 +32,8 @@ def test_pdb() -> None:
 
 
 def test_the_example_has_names_that_a_force_field_knows() -> None:
-    app.ForceField("amber14-all.xml").createSystem(app.PDBFile(str(PDB)).topology)
+    system = app.ForceField("amber14-all.xml").createSystem(app.PDBFile(str(PDB)).topology)
+    assert system.getNumParticles() == 22
 
 
 @pytest.mark.parametrize(

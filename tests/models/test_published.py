@@ -11,11 +11,11 @@ from torch import Tensor
 
 from mlpot.errors import ModelFileError
 from mlpot.graph import edge_vectors
+from mlpot.models.heads import EnergyHead
 from mlpot.models.potential import Potential
 from mlpot.models.published import (
     convert_backbone,
     convert_energy_head,
-    energy_head_like_published,
     load_geom2vec_visnet,
     published_config,
 )
@@ -137,7 +137,7 @@ def test_pyg_parity(lmax: int, norm: str | None) -> None:
     }
     config = published_config(body, cutoff=4.0, vector_norm=norm or "none")
     config = ViSNetConfig(**{**config.model_dump(), "lmax": lmax})
-    backbone, head = ViSNet(config), energy_head_like_published(config.channels)
+    backbone, head = ViSNet(config), EnergyHead(config.channels, softening=0.0)
     ours = Potential(backbone, head, {number: 0.0 for number in range(1, 20)}).double().eval()
     backbone.load_state_dict(convert_backbone(body, config))
     head.load_state_dict(convert_energy_head(state))
