@@ -6,6 +6,7 @@ import typer
 
 from mlpot import __version__
 from mlpot.cli.common import Group
+from mlpot.cli.data import conformers, label
 from mlpot.cli.evaluate import evaluate
 from mlpot.cli.export import export
 from mlpot.cli.md import md
@@ -53,3 +54,5 @@ app.command("finetune")(finetune)
 app.command("evaluate")(evaluate)
 app.command("export")(export)
 app.command("pretrain")(pretrain)
+app.command("conformers")(conformers)
+app.command("label")(label)

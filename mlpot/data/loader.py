@@ -1,6 +1,7 @@
 """Records -> batches of graphs with labels, in an order that a resumed run repeats exactly."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,15 +76,32 @@ class GraphLoader:
         if not self.shuffle:
             self.position = 0
         chunks = self._chunks()
-        for position in range(self.position, len(self)):
-            index = rank + ranks * position
-            labelled = self._collate(chunks[index % len(chunks)], index)
+        indices = [rank + ranks * position for position in range(self.position, len(self))]
+        for index, labelled in self._ahead(chunks, indices):
+            position = index // ranks
             # Before the yield: Lightning does not ask again after the last batch.
             self.position = position + 1
             if self.position == len(self):
                 self.epoch += 1 if self.shuffle else 0
                 self.position = 0
             yield labelled
+
+    def _ahead(
+        self, chunks: list[np.ndarray], indices: list[int]
+    ) -> Iterator[tuple[int, LabelledGraph]]:
+        """Batches in order; while one is worked on, a thread makes the next."""
+        epoch = self.epoch  # by the time a thread looks, the last batch may have ended it
+        with ThreadPoolExecutor(1) as thread:
+
+            def begin(index: int) -> Future[LabelledGraph]:
+                return thread.submit(self._collate, chunks[index % len(chunks)], epoch, index)
+
+            future = begin(indices[0]) if indices else None
+            for index, following in zip(indices, [*indices[1:], None], strict=True):
+                assert future is not None
+                labelled = future.result()
+                future = None if following is None else begin(following)
+                yield index, labelled
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run is (after a last batch: the next epoch); it goes into checkpoints."""
@@ -110,8 +128,8 @@ class GraphLoader:
         starts = np.minimum(starts, len(order) - self._batches + first)
         return [np.sort(c) for c in np.split(order, starts[1:])]
 
-    def _collate(self, indices: np.ndarray, position: int) -> LabelledGraph:
-        rng = np.random.default_rng([self.seed, self.epoch, position, 1])
+    def _collate(self, indices: np.ndarray, epoch: int, position: int) -> LabelledGraph:
+        rng = np.random.default_rng([self.seed, epoch, position, 1])
         graphs, energies, forces, noises = [], [], [], []
         for i in indices:
             record = self.records[i]

@@ -1,0 +1,190 @@
+"""Many SMILES -> thermally sampled geometries, on many processes; resumable."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlpot.data.jobs import run
+from mlpot.data.labellers import Labeller, calculator, forget_calculator, probe
+from mlpot.data.record import Record
+from mlpot.data.sampling import Sampling, sample
+from mlpot.data.store import Store
+from mlpot.errors import DataError, InputError, UnsupportedSystemError, require
+
+_SMILES_FILES = (".smi", ".smiles", ".txt", ".csv")
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What `conformers` gives back.
+
+    Attributes:
+        records: frames, molecules in the order given. The group is the canonical SMILES.
+        temperatures: [frames] K, at which each was sampled.
+        failed: SMILES as given -> reason, for molecules without frames.
+        dropped: trajectories that ended early, because bonds changed or the forces failed.
+        duplicates: SMILES left out because another spelling precedes them.
+    """
+
+    records: list[Record]
+    temperatures: NDArray[np.float64]
+    failed: dict[str, str]
+    dropped: int
+    duplicates: int
+
+
+def conformers(
+    smiles: Sequence[str],
+    labeller: Labeller | None,
+    sampling: Sampling,
+    store: str | Path,
+    *,
+    subset: str = "",
+    workers: int = 1,
+    scheduler: str | None = None,
+    retry: bool = False,
+    on_start: Callable[[int, int], None] = lambda total, known: None,
+    on_result: Callable[[bool], None] = lambda good: None,
+) -> Sampled:
+    """Thermally sampled geometries of molecules. A molecule that fails does not stop the others.
+
+    Each molecule's frames are kept in the store as they are ready; called again with the same
+    store after an interruption, or with more molecules, it makes what is not there yet.
+
+    Args:
+        smiles: molecules; several, as in "O.O", are set side by side.
+        labeller: gives the forces (see `mlpot.data.labellers.labeller`); None is MMFF94.
+        sampling: temperatures, lengths, seed.
+        store: file of results, grown and never rewritten.
+        subset: stored with the frames.
+        workers, scheduler, retry, on_start, on_result: as for `mlpot.data.label.label`, by
+            molecule.
+
+    Raises:
+        InputError: no SMILES; the labeller cannot be set up.
+        MissingDependencyError: RDKit, the labeller's package or dask is absent.
+    """
+    if not smiles:
+        raise InputError("there are no SMILES. Give them in quotes, or in a .smi file")
+    require("rdkit.Chem", "mlpot[chem]", "reading SMILES")
+    names, failed = _names(smiles)
+    invalid = sum(given in failed for given in smiles)
+    keys = {name: _key(name, labeller, sampling) for name in names}
+    with Store(store) as results:
+        known = {k for k in keys.values() if k in results or (k in results.failed and not retry)}
+        on_start(len(names), len(known))
+        run(
+            partial(_sample_job, labeller, sampling),
+            {key: name for name, key in keys.items() if key not in known},
+            results,
+            workers=workers,
+            scheduler=scheduler,
+            first=partial(_probe, labeller),
+            on_result=on_result,
+        )
+        found = {name: results[key] for name, key in keys.items() if key in results}
+        failed |= {names[n]: results.failed[k] for n, k in keys.items() if n not in found}
+    return Sampled(
+        records=[r for name, result in found.items() for r in _records(name, result, subset)],
+        temperatures=np.array([t for r in found.values() for t in r["temperatures"]]),
+        failed=failed,
+        dropped=sum(result["dropped"] for result in found.values()),
+        duplicates=len(smiles) - invalid - len(names),
+    )
+
+
+def read_smiles(source: str | Path) -> list[str]:
+    """SMILES of a file (.smi, .smiles, .txt, .csv: the first word of each line), or the one given.
+
+    Lines that begin with # and a first line "smiles" are skipped.
+
+    Raises:
+        DataError: a file that holds none, or that is absent.
+    """
+    path = Path(source)
+    if path.suffix.lower() not in _SMILES_FILES:
+        return [str(source)]
+    if not path.is_file():
+        raise DataError(f"{path}: no such file. Check the path; it is relative to {Path.cwd()}")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: it is no text file. Give one SMILES a line") from error
+    words = [line.replace(",", " ").split()[0] for line in lines if line.strip(" ,\t")]
+    found = [w for i, w in enumerate(words) if w[0] != "#" and (i or w.lower() != "smiles")]
+    if not found:
+        raise DataError(f"{path}: it holds no SMILES. Give one a line")
+    return found
+
+
+def canonical(smiles: str) -> str:
+    """Canonical isomeric SMILES without atom maps.
+
+    Raises:
+        InputError: not a SMILES, or an empty one.
+        UnsupportedSystemError: unpaired electrons, or atoms that are no element.
+    """
+    chem = require("rdkit.Chem", "mlpot[chem]", "reading SMILES")
+    with require("rdkit.rdBase", "mlpot[chem]", "reading SMILES").BlockLogs():
+        molecule = chem.MolFromSmiles(smiles)
+    if molecule is None or not molecule.GetNumAtoms():
+        raise InputError(f"{smiles!r} is not a valid SMILES. Check the spelling")
+    for atom in molecule.GetAtoms():
+        atom.SetAtomMapNum(0)
+        if atom.GetAtomicNum() == 0:
+            raise UnsupportedSystemError(f"{smiles!r} holds an atom * that is no element")
+        if atom.GetNumRadicalElectrons():
+            raise UnsupportedSystemError(
+                f"{smiles!r} has unpaired electrons, and only closed shells are sampled. Check "
+                "that no hydrogen is missing"
+            )
+    # Explicit hydrogens ([H]C) would make a second spelling.
+    return chem.MolToSmiles(chem.MolFromSmiles(chem.MolToSmiles(chem.RemoveHs(molecule))))
+
+
+def _names(smiles: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """(canonical -> as first given, as given -> why it cannot be read)"""
+    names: dict[str, str] = {}
+    failed: dict[str, str] = {}
+    for given in smiles:
+        try:
+            names.setdefault(canonical(given), given)
+        except InputError as error:
+            failed[given] = str(error)
+    return names, failed
+
+
+def _key(smiles: str, labeller: Labeller | None, sampling: Sampling) -> str:
+    what = [smiles, labeller.identity if labeller else "MMFF94", asdict(sampling)]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def _records(smiles: str, result: dict[str, Any], subset: str) -> list[Record]:
+    numbers = np.array(result["numbers"], dtype=np.int64)
+    frames = np.array(result["positions"], dtype=np.float64).reshape(-1, len(numbers), 3)
+    charge = result["charge"]
+    return [Record(numbers, x, charge=charge, group=smiles, subset=subset) for x in frames]
+
+
+# --- on the worker -------------------------------------------------------------------------------
+
+
+def _probe(labeller: Labeller | None) -> None:
+    require("rdkit.Chem", "mlpot[chem]", "embedding molecules")
+    if labeller is not None:
+        probe(labeller)
+
+
+def _sample_job(labeller: Labeller | None, sampling: Sampling, smiles: str) -> dict[str, Any]:
+    try:
+        return sample(smiles, None if labeller is None else calculator(labeller), sampling)
+    except BaseException:
+        forget_calculator()
+        raise
