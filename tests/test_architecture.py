@@ -39,7 +39,15 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "analysis": (*_USER, "data"),
     "testing": (*_BASE, "models", "deploy"),
     "cli": ("*",),
-    "plugins": ("deploy", "zoo", "units", "errors", "__version__", ""),  # "": bare `import mlpot`
+    "plugins": (
+        "graph",
+        "deploy",
+        "zoo",
+        "units",
+        "errors",
+        "__version__",
+        "",
+    ),  # "": bare `import mlpot`
 }
 
 

@@ -34,7 +34,11 @@ class Frame(NamedTuple):
 
 
 class Log:
-    """One CSV row a frame; readable while the run goes on."""
+    """One CSV row a frame; readable while the run goes on.
+
+    Args:
+        replicas: rows also tell of which replica they are, in a column after the time.
+    """
 
     COLUMNS = (
         "step",
@@ -46,16 +50,17 @@ class Log:
         "steps_per_second",
     )
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, replicas: bool = False):
         self._file = path.open("w", newline="", encoding="utf-8")
         self._csv = csv.writer(self._file)
-        self._csv.writerow(self.COLUMNS)
+        extra = ["replica"] if replicas else []
+        self._csv.writerow([*self.COLUMNS[:2], *extra, *self.COLUMNS[2:]])
 
-    def write(self, frame: Frame, rate: float) -> None:
+    def write(self, frame: Frame, rate: float, replica: int | None = None) -> None:
+        who = [] if replica is None else [replica]
         energies = (f"{e:.6f}" for e in (frame.potential, frame.kinetic, frame.total))
-        self._csv.writerow(
-            [frame.step, f"{frame.time:.6g}", *energies, f"{frame.temperature:.2f}", f"{rate:.1f}"]
-        )
+        heat = f"{frame.temperature:.2f}"
+        self._csv.writerow([frame.step, f"{frame.time:.6g}", *who, *energies, heat, f"{rate:.1f}"])
         self._file.flush()
 
     def close(self) -> None:
@@ -90,11 +95,16 @@ class Trajectory:
             self._stream.close()
 
 
-def write_pdb(path: Path, structure: Structure, positions: NDArray[np.float64]) -> None:
-    """Write positions [N, 3] Å under the names of the structure."""
-    rows = [Vec3(*row) for row in (positions * ANGSTROM_TO_NM).tolist()]
+def write_pdb(path: Path, structure: Structure, *models: NDArray[np.float64]) -> None:
+    """Write positions [N, 3] Å under the names of the structure; several as MODELs of one file."""
+    topology = structure.topology
     with path.open("w", encoding="utf-8") as file:
-        app.PDBFile.writeFile(structure.topology, rows * unit.nanometer, file, keepIds=True)
+        app.PDBFile.writeHeader(topology, file)
+        for number, positions in enumerate(models, 1):
+            rows = [Vec3(*row) for row in (positions * ANGSTROM_TO_NM).tolist()] * unit.nanometer
+            index = None if len(models) == 1 else number
+            app.PDBFile.writeModel(topology, rows, file, modelIndex=index, keepIds=True)
+        app.PDBFile.writeFooter(topology, file)
 
 
 class Bar:

@@ -2,120 +2,35 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from rich.console import Console
 
 from mlpot import __version__
 from mlpot.errors import InputError, MLPotError
 from mlpot.md.hosts import HOSTS, Host
 from mlpot.md.plot import plot_log
-from mlpot.md.reporters import FORMATS, Bar, Frame, Log, Trajectory, write_pdb
-from mlpot.md.structure import Structure
-from mlpot.neighbors import build_graph
-from mlpot.units import ACCELERATION, BOLTZMANN
-
-#: K above the thermostat; no molecule stays one at this temperature
-BLOWN_UP = 10000.0
-
-#: steps between updates of the progress bar
-CHUNK = 25
-
-#: iterations of the minimisation: takes out bad contacts, not more
-MINIMIZE = 200
-
-#: up to this many atoms the model runs on one CPU thread by default. A second one gains a
-#: fifth on a free machine, and costs a factor of ten where another program wants the core.
-ONE_THREAD = 100
-
-#: what a run writes
-FILES = (
-    "topology.pdb",
-    "trajectory.dcd",
-    "trajectory.xtc",
-    "log.csv",
-    "energy.png",
-    "final.pdb",
-    "run.json",
+from mlpot.md.replica_run import ReplicaRun
+from mlpot.md.replicas import BLOWN_UP
+from mlpot.md.reporters import Bar, Frame, Log, Trajectory, write_pdb
+from mlpot.md.settings import (
+    CHUNK,
+    MINIMIZE,
+    ONE_THREAD,
+    Settings,
+    Summary,
+    output_folder,
+    start_folder,
+    torch_threads,
 )
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to run.
-
-    Attributes:
-        host: what integrates: ``openmm`` or ``ase``.
-        steps: number of time steps.
-        timestep: fs.
-        temperature: K, of the starting velocities and of the thermostat.
-        friction: 1/ps, of the Langevin thermostat (nvt).
-        ensemble: ``nvt`` (Langevin) or ``nve`` (constant energy).
-        seed: of velocities and thermostat.
-        report_interval: steps between frames; row i of the log is frame i.
-        trajectory_format: ``dcd`` or ``xtc``.
-        engine: what runs the model: for openmm ``auto``, ``torchforce`` or ``python``; for ase
-            ``auto``, ``eager`` or ``torchscript``.
-        dtype: ``float32`` or ``float64``; None is the model's own.
-        platform: OpenMM platform, or for ase ``cpu`` or ``cuda``; None chooses.
-        threads: CPU threads of the model; None is one for up to 100 atoms, else torch's choice.
-        minimize: go downhill first, so that bad contacts do not become heat.
-
-    Raises:
-        InputError: a value that makes no sense.
-    """
-
-    host: Literal["openmm", "ase"] = "openmm"
-    steps: int = 2000
-    timestep: float = 0.5
-    temperature: float = 300.0
-    friction: float = 10.0
-    ensemble: Literal["nvt", "nve"] = "nvt"
-    seed: int = 0
-    report_interval: int = 20
-    trajectory_format: Literal["dcd", "xtc"] = "dcd"
-    engine: str = "auto"
-    dtype: str | None = None
-    platform: str | None = None
-    threads: int | None = None
-    minimize: bool = True
-
-    def __post_init__(self) -> None:
-        choices = {"host": HOSTS, "ensemble": ("nvt", "nve"), "trajectory_format": FORMATS}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                got = getattr(self, name)
-                raise InputError(f"{name} must be one of {', '.join(allowed)}, got {got!r}")
-        for name in ("steps", "report_interval", "timestep", "threads"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InputError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("temperature", "friction", "seed"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"{name} must not be negative, got {getattr(self, name)}")
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What came of a run."""
-
-    steps: int  # done; fewer than asked for if interrupted
-    time: float  # ps
-    seconds: float  # wall time of the steps, writing included
-    steps_per_second: float
-    ns_per_day: float
-    mean_temperature: float  # K, over the second half
-    #: meV per atom and ps, slope of the total energy; None with a thermostat
-    energy_drift: float | None
-    interrupted: bool
-    files: dict[str, Path] = field(default_factory=dict)
+from mlpot.md.structure import Structure
+from mlpot.md.velocities import maxwell_boltzmann
+from mlpot.neighbors import build_graph
+from mlpot.units import BOLTZMANN
 
 
 def simulate(
@@ -134,11 +49,12 @@ def simulate(
     Args:
         structure: from `mlpot.md.structure.read_structure`.
         model: a zoo name or a model file.
-        out: folder for topology.pdb, trajectory.dcd, log.csv, energy.png, final.pdb, run.json.
+        out: folder for topology.pdb, trajectory.dcd, log.csv, energy.png, final.pdb, run.json;
+            with several replicas one replica_00.dcd, ... each.
         overwrite: replace the results of an earlier run in ``out``.
         progress: show a progress bar, on ``console``.
         report: told, in a line, what is going on.
-        options: the fields of `Settings`: steps, timestep, temperature, ...
+        options: the fields of `Settings`: steps, timestep, temperature, replicas, ...
 
     Raises:
         InputError: an option that makes no sense, overlapping atoms, results already there.
@@ -146,19 +62,25 @@ def simulate(
         MLPotError: the simulation blew up; the frames up to then are kept.
     """
     settings = Settings(**options)
-    threads = settings.threads or (1 if len(structure.numbers) <= ONE_THREAD else None)
-    folder = _folder(Path(out), overwrite)  # nothing is removed yet: the model may not load
-    with _threads(threads):
-        run = _Run(structure, model, settings, folder, report)
-        # overlapping atoms are an error before the first step, whatever the engine
-        periodic = (structure.box is not None,) * 3
-        near = build_graph(structure.numbers, structure.positions, 4.0, structure.box, periodic)
-        if len(structure.numbers) > 1 and not near.edge_index.numel():
-            raise InputError(
-                "no two atoms are within 4 Å of each other; are these coordinates in another unit "
-                "(bohr, or Å read as nm)? Convert them to Å"
-            )
+    atoms = settings.replicas * len(structure.numbers)
+    threads = settings.threads or (1 if atoms <= ONE_THREAD else None)
+    folder = output_folder(Path(out), overwrite)  # nothing is removed yet: the model may not load
+    with torch_threads(threads):
+        kind = ReplicaRun if settings.replicas > 1 else _Run
+        run = kind(structure, model, settings, folder, report)
+        _check_distances(structure)
         return run.go(progress, console)
+
+
+def _check_distances(structure: Structure) -> None:
+    """Overlapping atoms are an error before the first step, whatever the engine."""
+    periodic = (structure.box is not None,) * 3
+    near = build_graph(structure.numbers, structure.positions, 4.0, structure.box, periodic)
+    if len(structure.numbers) > 1 and not near.edge_index.numel():
+        raise InputError(
+            "no two atoms are within 4 Å of each other; are these coordinates in another unit "
+            "(bohr, or Å read as nm)? Convert them to Å"
+        )
 
 
 class _Run:
@@ -209,12 +131,9 @@ class _Run:
             self.host.minimize(MINIMIZE)
             gained = before - self.host.energies()[0]
             self.report(f"minimised, which lowered the energy by {gained:.3f} eV")
-        # only now: a run that cannot start must not cost the results of an earlier one
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
-            (self.folder / name).unlink(missing_ok=True)
+        start_folder(self.folder)
         write_pdb(self.files["topology"], self.structure, self.structure.positions)
-        self.host.set_velocities(_velocities(self.structure.masses, s.temperature, s.seed))
+        self.host.set_velocities(maxwell_boltzmann(self.structure.masses, s.temperature, s.seed))
         log = Log(self.files["log"])
         trajectory = Trajectory(
             self.files["trajectory"], self.structure, s.timestep, s.report_interval
@@ -290,6 +209,7 @@ class _Run:
             energy_drift=self._drift() if s.ensemble == "nve" else None,
             interrupted=interrupted,
             files=self.files,
+            replica_steps=done,
         )
         told = {
             "mlpot": __version__,
@@ -308,36 +228,3 @@ class _Run:
             return math.nan
         slope = np.polyfit([f.time for f in self.frames], [f.total for f in self.frames], 1)[0]
         return float(1000 * slope / len(self.structure.numbers))
-
-
-def _velocities(masses: NDArray[np.float64], temperature: float, seed: int) -> NDArray[np.float64]:
-    """Maxwell-Boltzmann velocities [N, 3] Å/fs with the centre of mass at rest."""
-    rng = np.random.default_rng(seed)
-    spread = np.sqrt(BOLTZMANN * temperature / masses * ACCELERATION)
-    velocities = rng.standard_normal((len(masses), 3)) * spread[:, None]
-    return velocities - (masses @ velocities) / masses.sum()
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Run with so many torch threads; None leaves them alone."""
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _folder(out: Path, overwrite: bool) -> Path:
-    """The output folder, if it holds no results or they may be replaced."""
-    if out.is_file():
-        raise InputError(f"{out} is a file; give a folder for the results")
-    old = [out / name for name in FILES if (out / name).exists()]
-    if old and not overwrite:
-        raise InputError(
-            f"{out} already holds results ({old[0].name}, ...). Choose another folder with --out, "
-            "or replace them with --overwrite"
-        )
-    return out

@@ -36,8 +36,9 @@ class MLPotImpl(MLPotentialImpl):
 
     Options of createSystem():
 
-    engine: ``"torchforce"`` (the model runs in C++ through openmm-torch), ``"python"``
-        (openmm.PythonForce; the System can be serialised), or ``"auto"``: torchforce where
+    engine: ``"compiled"`` (the fastest on a CPU; compiles the first time), ``"torchforce"`` (the
+        model runs in C++ through openmm-torch), ``"python"`` (openmm.PythonForce; the System can
+        be serialised), or ``"auto"``: compiled where that was done before, else torchforce where
         openmm-torch works.
     dtype: ``"float32"`` or ``"float64"``; None is the model's own.
     device: ``"auto"``, ``"cpu"``, ``"cuda"``, ...; TorchForce runs where the Context runs.

@@ -1,4 +1,5 @@
-"""The two ways into OpenMM: TorchForce (C++ runs the scripted model) and PythonForce.
+"""The two ways into OpenMM: TorchForce (C++ runs the scripted model) and PythonForce (Python
+runs any engine; the compiled one is the fastest on a CPU).
 
 Units are converted here and nowhere else: OpenMM speaks nm and kJ/mol.
 """
@@ -20,14 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from mlpot.deploy.engines import BoundModel
-from mlpot.deploy.load import load
+from mlpot.deploy.load import load, starts_compiled
 from mlpot.deploy.metadata import check_system
 from mlpot.deploy.standalone import Standalone, standalone
 from mlpot.errors import InputError, MissingDependencyError
 from mlpot.units import ANGSTROM_TO_NM, EV_TO_KJ_PER_MOL, NM_TO_ANGSTROM
 from mlpot.zoo import resolve
 
-ENGINES = ("auto", "torchforce", "python")
+ENGINES = ("auto", "torchforce", "python", "compiled")
 FORCE_UNIT = EV_TO_KJ_PER_MOL / ANGSTROM_TO_NM  # eV/Å -> kJ/mol/nm
 
 #: (openmmtorch, torch) that are known to work together; others are tried out first
@@ -59,7 +60,11 @@ def make_force(
     if engine not in ENGINES:
         raise InputError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
     path = resolve(model)
-    reason = _why_not_torchforce(subset) if engine != "python" else "engine='python'"
+    reason = f"engine={engine!r}"
+    if engine in ("auto", "torchforce"):
+        reason = _why_not_torchforce(path, dtype, subset)
+    if engine == "torchforce" and path.suffix == ".pt2":
+        raise InputError(f"{path} is compiled for Python; TorchForce needs weights or a .pt file")
     if engine == "torchforce" and openmmtorch_problem():
         raise MissingDependencyError(f"{reason}. Use engine='python', or install one that fits")
     if engine == "torchforce" or not reason:
@@ -72,13 +77,16 @@ def make_force(
             "in XmlSerializer.deserialize); for that use createSystem(..., engine='python')"
         )
         return _torch_force(inner, periodic, subset), notice
-    compute = ModelForce(path, numbers, periodic, dtype, device, charge, multiplicity)
+    inside = "compiled" if engine == "compiled" else "auto"
+    compute = ModelForce(path, numbers, periodic, inside, dtype, device, charge, multiplicity)
     notice = f"mlpot runs {model} through openmm.PythonForce, because {reason}"
-    return _python_force(compute, periodic, subset), "" if engine == "python" else notice
+    return _python_force(compute, periodic, subset), notice if engine == "auto" else ""
 
 
-def _why_not_torchforce(subset: list[int] | None) -> str:
+def _why_not_torchforce(path: Path, dtype: str | None, subset: list[int] | None) -> str:
     """Why ``auto`` takes PythonForce; empty if it takes TorchForce."""
+    if not torch.cuda.is_available() and starts_compiled(path, dtype):
+        return "its compiled engine is there, which is faster on a CPU"
     count = openmm.Platform.getNumPlatforms()
     platforms = [openmm.Platform.getPlatform(i).getName() for i in range(count)]
     if torch.cuda.is_available() and "CUDA" not in platforms:
@@ -225,6 +233,7 @@ class ModelForce:
         path: Path,
         numbers: list[int],
         periodic: bool,
+        engine: str,
         dtype: str | None,
         device: str,
         charge: float = 0,
@@ -234,6 +243,7 @@ class ModelForce:
             "suffix": path.suffix,
             "numbers": list(numbers),
             "periodic": periodic,
+            "engine": engine,
             "dtype": dtype,
             "device": device,
             "charge": charge,
@@ -244,7 +254,7 @@ class ModelForce:
 
     def _bind(self, path: Path) -> BoundModel:
         o = self._options
-        model = load(path, "auto", o["dtype"], o["device"])
+        model = load(path, o["engine"], o["dtype"], o["device"])
         return model.bind(o["numbers"], o["periodic"], o["charge"], o["multiplicity"])
 
     def __getstate__(self) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from openmm import app
 
 from mlpot.deploy.load import load
 from mlpot.errors import InputError, MLPotError, UnknownModelError, UnsupportedSystemError
-from mlpot.md.simulate import _velocities, simulate
+from mlpot.md.simulate import simulate
 from mlpot.md.structure import Structure, read_structure
+from mlpot.md.velocities import maxwell_boltzmann
 from mlpot.units import ACCELERATION, BOLTZMANN
 from tests.helpers import save_random_model
 from tests.md.conftest import EXAMPLES
@@ -123,7 +124,7 @@ def test_a_seed_gives_the_same_run(
 
 def test_starting_velocities_have_the_temperature() -> None:
     masses = np.tile([1.008, 12.011, 15.999], 4000)
-    velocities = _velocities(masses, 300.0, seed=1)
+    velocities = maxwell_boltzmann(masses, 300.0, seed=1)
     assert masses @ velocities == pytest.approx(np.zeros(3), abs=1e-9)
     kinetic = 0.5 * (masses[:, None] * velocities**2).sum() / ACCELERATION
     assert 2 * kinetic / (3 * len(masses) * BOLTZMANN) == pytest.approx(300, rel=0.03)

@@ -1,0 +1,158 @@
+"""How to run, what came of it, and where it goes; for one system and for many replicas."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from mlpot.errors import InputError
+from mlpot.md.hosts import HOSTS
+from mlpot.md.reporters import FORMATS
+
+#: steps between updates of the progress bar
+CHUNK = 25
+
+#: iterations of the minimisation: takes out bad contacts, not more
+MINIMIZE = 200
+
+#: up to this many atoms, of all replicas together, the model runs on one CPU thread by default.
+#: A second one gains a fifth on a free machine, and costs a factor of ten where another program
+#: wants the core. (32 replicas of ethanol, 288 atoms: it gains two thirds.)
+ONE_THREAD = 100
+
+#: what a run writes, as patterns
+FILES = (
+    "topology.pdb",
+    "trajectory.dcd",
+    "trajectory.xtc",
+    "replica_[0-9]*.dcd",
+    "replica_[0-9]*.xtc",
+    "log.csv",
+    "energy.png",
+    "final.pdb",
+    "run.json",
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run.
+
+    Attributes:
+        host: what integrates a single system: ``openmm`` or ``ase``. Several replicas are
+            integrated by `mlpot.md.replicas`.
+        replicas: number of copies, with seeds seed, seed + 1, ..., advanced together.
+        steps: number of time steps.
+        timestep: fs.
+        temperature: K, of the starting velocities and of the thermostat.
+        friction: 1/ps, of the Langevin thermostat (nvt).
+        ensemble: ``nvt`` (Langevin) or ``nve`` (constant energy).
+        seed: of velocities and thermostat.
+        report_interval: steps between frames; row i of the log is frame i.
+        trajectory_format: ``dcd`` or ``xtc``.
+        engine: what runs the model: for openmm ``auto``, ``torchforce`` or ``python``; for ase
+            and for replicas ``auto`` or one of `mlpot.deploy.engines.ENGINES`.
+        dtype: ``float32`` or ``float64``; None is the model's own.
+        platform: OpenMM platform, or for ase and for replicas ``cpu`` or ``cuda``; None chooses.
+        threads: CPU threads of the model; None is one for up to 100 atoms (of all replicas), else
+            torch's choice.
+        minimize: go downhill first, so that bad contacts do not become heat.
+
+    Raises:
+        InputError: a value that makes no sense.
+    """
+
+    host: Literal["openmm", "ase"] = "openmm"
+    steps: int = 2000
+    timestep: float = 0.5
+    temperature: float = 300.0
+    friction: float = 10.0
+    ensemble: Literal["nvt", "nve"] = "nvt"
+    seed: int = 0
+    report_interval: int = 20
+    trajectory_format: Literal["dcd", "xtc"] = "dcd"
+    engine: str = "auto"
+    dtype: str | None = None
+    platform: str | None = None
+    threads: int | None = None
+    minimize: bool = True
+    replicas: int = 1
+
+    def __post_init__(self) -> None:
+        choices = {"host": HOSTS, "ensemble": ("nvt", "nve"), "trajectory_format": FORMATS}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                got = getattr(self, name)
+                raise InputError(f"{name} must be one of {', '.join(allowed)}, got {got!r}")
+        for name in ("steps", "report_interval", "timestep", "threads", "replicas"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("temperature", "friction", "seed"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"{name} must not be negative, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What came of a run."""
+
+    steps: int  # done; fewer than asked for if interrupted
+    time: float  # ps
+    seconds: float  # wall time of the steps, writing included
+    steps_per_second: float
+    ns_per_day: float
+    mean_temperature: float  # K, over the second half
+    #: meV per atom and ps, slope of the total energy; None with a thermostat
+    energy_drift: float | None
+    interrupted: bool
+    files: dict[str, Path] = field(default_factory=dict)
+    replicas: int = 1
+    replica_steps: int = 0  # of all replicas together; steps above are those of each
+    lost: dict[int, int] = field(default_factory=dict)  # replica -> steps before it broke
+
+    @property
+    def aggregate_steps_per_second(self) -> float:
+        """Steps per second of all replicas together."""
+        return self.replica_steps / self.seconds if self.seconds > 0 else 0.0
+
+
+@contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Run with so many torch threads; None leaves them alone."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def output_folder(out: Path, overwrite: bool) -> Path:
+    """The output folder, if it holds no results or they may be replaced."""
+    if out.is_file():
+        raise InputError(f"{out} is a file; give a folder for the results")
+    old = results(out)
+    if old and not overwrite:
+        raise InputError(
+            f"{out} already holds results ({old[0].name}, ...). Choose another folder with --out, "
+            "or replace them with --overwrite"
+        )
+    return out
+
+
+def results(folder: Path) -> list[Path]:
+    """Files of an earlier run."""
+    return [path for pattern in FILES for path in sorted(folder.glob(pattern))]
+
+
+def start_folder(folder: Path) -> None:
+    """Make the folder and remove the results of an earlier run. Only once nothing can go wrong:
+    a run that cannot start must not cost the results of the last one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in results(folder):
+        path.unlink()
