@@ -70,6 +70,49 @@ def unbatch(graph: Graph) -> list[Graph]:
     return graphs
 
 
+class Cut(NamedTuple):
+    """A run of neighbouring structures in a batched graph."""
+
+    structures: slice
+    atoms: slice
+    edges: slice
+
+
+def cut(graph: Graph, edges: int, least: int = 1) -> list[Cut]:
+    """Cut a batched graph between structures, into parts of about so many edges.
+
+    Args:
+        graph: from `batch`, whose edges come structure by structure.
+        edges: of a part; a structure with more is a part of its own.
+        least: at least so many parts, if there are so many structures.
+    """
+    structures = graph.cell.shape[0]
+    bounds = torch.arange(structures + 1, device=graph.batch.device)
+    atoms = torch.searchsorted(graph.batch, bounds).tolist()
+    filled = torch.searchsorted(graph.batch[graph.edge_index[1]], bounds)
+    ends = filled.tolist()
+    count = min(structures, max(least, round(ends[-1] / edges)))
+    aims = torch.linspace(0, float(ends[-1]), count + 1, device=filled.device)[1:-1]
+    firsts = [0, *torch.searchsorted(filled, aims).tolist(), structures]
+    return [
+        Cut(slice(a, b), slice(atoms[a], atoms[b]), slice(ends[a], ends[b]))
+        for a, b in zip(firsts, firsts[1:], strict=False)
+        if b > a
+    ]
+
+
+def take(graph: Graph, part: Cut) -> Graph:
+    """The structures of a part, renumbered, as a graph."""
+    return Graph(
+        graph.numbers[part.atoms],
+        graph.positions[part.atoms],
+        graph.edge_index[:, part.edges] - part.atoms.start,
+        graph.shifts[part.edges],
+        graph.batch[part.atoms] - part.structures.start,
+        graph.cell[part.structures],
+    )
+
+
 def to(graph: Graph, device: torch.device | str, dtype: torch.dtype) -> Graph:
     """Move every field to a device and every real field to a dtype."""
     return Graph(*(f.to(device, dtype) if f.is_floating_point() else f.to(device) for f in graph))

@@ -20,6 +20,12 @@ settings.load_profile("mlpot")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Compiled models of a user neither make tests pass nor are touched by them."""
+    os.environ["MLPOT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     """The same random numbers for a test whether it runs alone or among others."""

@@ -8,6 +8,7 @@ from ase import Atoms
 from ase.build import molecule
 
 from mlpot.models.checkpoint import ModelInfo, build, save
+from mlpot.models.potential import Potential
 from mlpot.models.visnet import ViSNetConfig
 
 REFERENCES = {1: -13.587, 6: -1029.5, 7: -1484.9, 8: -2042.0}
@@ -17,9 +18,23 @@ def save_random_model(
     path: Path, name: str = "random", seed: int = 1, scale: float = 2.0, **config: object
 ) -> Path:
     """A potential with random weights on H, C, N, O, with reference energies of real size."""
+    info = _random_info(name, scale, config)
     torch.manual_seed(seed)
+    save(build(info), info, path)
+    return path
+
+
+def random_potential(seed: int = 1, scale: float = 2.0, **config: object) -> Potential:
+    """The same without a file, in evaluation mode."""
+    torch.manual_seed(seed)
+    model = build(_random_info("random", scale, config))
+    assert isinstance(model, Potential)
+    return model.eval()
+
+
+def _random_info(name: str, scale: float, config: dict[str, object]) -> ModelInfo:
     settings = {"layers": 3, "channels": 16, "heads": 4, "radial": 8, **config}
-    info = ModelInfo(
+    return ModelInfo(
         name=name,
         config=ViSNetConfig(**settings).model_dump(),  # type: ignore[arg-type]
         reference_energies=REFERENCES,
@@ -27,8 +42,6 @@ def save_random_model(
         scale=scale,
         level="random weights",
     )
-    save(build(info), info, path)
-    return path
 
 
 def ethanol() -> Atoms:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mlpot.cli.common import say, size
+from mlpot.cli.common import aside, say, size
 
 
 class Precision(StrEnum):
@@ -16,14 +16,29 @@ class Precision(StrEnum):
     float64 = "float64"
 
 
+class Format(StrEnum):
+    """Of the file."""
+
+    torchscript = "torchscript"
+    aoti = "aoti"
+
+
 def export(
     model: Annotated[str, typer.Argument(help="Name of a model, or a .safetensors file.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT.pt", help="File to write.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.pt", help="File to write; .pt2 for aoti.")],
     dtype: Annotated[
         Precision, typer.Option(help="float32 is faster, float64 more exact.")
     ] = Precision.float32,
+    format: Annotated[
+        Format | None,
+        typer.Option(
+            case_sensitive=False,
+            help="torchscript: runs anywhere, also in C++; aoti: machine code for processors like "
+            "this one, much faster. Left out, the name of OUT says.",
+        ),
+    ] = None,
 ) -> None:
-    """Write a model as one file (TorchScript) that OpenMM, ASE and C++ programs can run.
+    """Write a model as one file that OpenMM and ASE can run: TorchScript, or compiled.
 
     The file is checked against the original before it is written. To simulate from Python or
     with `mlpot md` you need no export: weights run as they are.
@@ -31,9 +46,15 @@ def export(
     from mlpot.deploy.export import export as write
     from mlpot.errors import InputError
 
-    if out.suffix != ".pt":
-        raise InputError(f"the exported file must end in .pt, got {out}; that is how hosts know it")
-    info = write(model, out, dtype.value)
+    if out.suffix not in (".pt", ".pt2"):
+        raise InputError(
+            f"the exported file must end in .pt (torchscript) or .pt2 (aoti), got {out}; that is "
+            "how hosts know it"
+        )
+    chosen = format.value if format else {".pt": "torchscript", ".pt2": "aoti"}[out.suffix]
+    if chosen == "aoti":
+        aside("compiling, for a minute or two")
+    info = write(model, out, dtype.value, chosen)
     say(
         f"self-check against eager: energies differ by at most {info.energy_deviation:.1e} eV per "
         f"atom, forces by {info.force_deviation:.1e} eV/Å"

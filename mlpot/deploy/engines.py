@@ -2,6 +2,7 @@
 
 ``eager``        the Python modules themselves; what the others are checked against
 ``torchscript``  compiled by torch.jit; needs no Python class, so OpenMM's C++ can run it
+``compiled``     machine code for this processor (`mlpot.deploy.compiled`); the fastest on a CPU
 """
 
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from mlpot.models.checkpoint import ModelInfo
 from mlpot.models.potential import Prediction
 from mlpot.neighbors import SKIN, NeighborFinder, build_graph
 
-ENGINES = ("eager", "torchscript")
+ENGINES = ("eager", "torchscript", "compiled")
 
 #: Å; atoms this close have no direction between them
 COINCIDENT = 1e-3
@@ -67,7 +68,8 @@ class DeployedModel:
 
     def predict(self, graph: Graph) -> Prediction:
         """Evaluate any batch of structures; moved to this model's device and dtype."""
-        return self.module(to(graph, self.device, self.dtype))
+        with torch.enable_grad():  # TorchScript cannot turn it on by itself
+            return self.module(to(graph, self.device, self.dtype))
 
     def bind(
         self,

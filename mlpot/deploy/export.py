@@ -1,18 +1,21 @@
 """Export: one file with its description inside, checked against eager before it is written."""
 
 import io
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from mlpot import __version__
+from mlpot.deploy.compiled import VARIANTS, Only, compile_variant, write_package
 from mlpot.deploy.engines import DTYPES
 from mlpot.deploy.metadata import ENTRY, Dtype, ExportInfo
 from mlpot.errors import ExportError, InputError
 from mlpot.graph import Graph, batch, to
-from mlpot.models.checkpoint import load_potential, write_atomically
+from mlpot.models.checkpoint import ModelInfo, load_potential, write_atomically
+from mlpot.models.compiled import Runner, can_compile, cpu_features
 from mlpot.models.potential import Potential
 from mlpot.neighbors import build_graph
 from mlpot.zoo import resolve
@@ -22,6 +25,10 @@ TOLERANCE = {"float32": (1e-5, 1e-3), "float64": (1e-10, 1e-9)}
 
 #: sizes of the self-check; compiled models have been seen to be wrong for some sizes only
 SIZES = (1, 2, 3, 8, 9, 20, 21)
+
+
+#: format -> what the file must be named
+FORMATS = {"torchscript": ".pt", "aoti": ".pt2"}
 
 
 def export(
@@ -34,9 +41,10 @@ def export(
 
     Args:
         model: a zoo name or a ``.safetensors`` file with an energy head.
-        out: the file to write, ``.pt``.
+        out: the file to write, ``.pt`` for torchscript, ``.pt2`` for aoti.
         dtype: precision of the exported model; total energies are float64 in any case.
-        format: ``torchscript``.
+        format: ``torchscript``, or ``aoti``: machine code for processors like this one, several
+            times faster on a CPU; needs a C++ compiler here and none where it runs.
 
     Returns:
         the description that is now inside the file.
@@ -44,30 +52,63 @@ def export(
     Raises:
         ExportError: the exported model differs from eager; nothing was written.
     """
-    if format != "torchscript":
-        raise InputError(f"format must be 'torchscript', got {format!r}")
-    if Path(out).suffix != ".pt":
-        raise InputError(f"an exported model must be named *.pt, got {out}")
+    if format not in FORMATS:
+        raise InputError(f"format must be {' or '.join(FORMATS)}, got {format!r}")
+    if Path(out).suffix != FORMATS[format]:
+        raise InputError(
+            f"a model exported as {format} must be named *{FORMATS[format]}, got {out}"
+        )
     if dtype not in DTYPES:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     path = resolve(model)
-    if path.suffix == ".pt":
+    if path.suffix in FORMATS.values():
         raise InputError(f"{path} is exported already; export from the .safetensors weights")
     potential, info = load_potential(path)
     potential = potential.to(DTYPES[dtype])
+    write = _export_script if format == "torchscript" else _export_compiled
+    return write(potential, info, dtype, Path(out))
+
+
+def _export_script(potential: Potential, info: ModelInfo, dtype: Dtype, out: Path) -> ExportInfo:
     scripted = script(potential)
     reloaded = torch.jit.load(io.BytesIO(_bytes(scripted, "{}")))
-    energy, force = 0.0, 0.0
-    for candidate in (scripted, reloaded):
-        errors = deviation(candidate, potential, info.elements, DTYPES[dtype])
-        energy, force = max(energy, errors[0]), max(force, errors[1])
+    described = _described("torchscript", [scripted, reloaded], potential, info, dtype)
+    write_atomically(out, _bytes(scripted, described.model_dump_json()))
+    return described
+
+
+def _export_compiled(potential: Potential, info: ModelInfo, dtype: Dtype, out: Path) -> ExportInfo:
+    if not can_compile():
+        raise ExportError("format aoti needs a C++ compiler (g++); install one, or use torchscript")
+    with tempfile.TemporaryDirectory() as folder:
+        packages = {variant: Path(folder) / f"{variant}.pt2" for variant in VARIANTS}
+        for variant, path in packages.items():
+            compile_variant(potential, variant, path)
+        candidates = [Only(v, Runner(path)) for v, path in packages.items()]
+        described = _described("compiled", candidates, potential, info, dtype)
+        write_package(packages, described, out)
+    return described
+
+
+def _described(
+    engine: Literal["torchscript", "compiled"],
+    candidates: list[Any],
+    potential: Potential,
+    info: ModelInfo,
+    dtype: Dtype,
+) -> ExportInfo:
+    """The description of an export that passes its self-check."""
+    found = [deviation(c, potential, info.elements, DTYPES[dtype]) for c in candidates]
+    energy, force = (float(np.max(column)) for column in zip(*found, strict=True))
     if not (energy <= TOLERANCE[dtype][0] and force <= TOLERANCE[dtype][1]):  # NaN fails too
         raise ExportError(
             f"the exported {info.name} differs from eager by {energy:.2e} eV per atom and "
             f"{force:.2e} eV/Å in {dtype}, more than {TOLERANCE[dtype]}. Nothing was written; "
             "please report this with your torch version"
         )
-    described = ExportInfo(
+    return ExportInfo(
+        engine=engine,
+        cpu=cpu_features() if engine == "compiled" else [],
         dtype=dtype,
         mlpot=__version__,
         torch=torch.__version__,
@@ -75,8 +116,6 @@ def export(
         force_deviation=force,
         model=info,
     )
-    write_atomically(Path(out), _bytes(scripted, described.model_dump_json()))
-    return described
 
 
 def script(potential: Potential) -> torch.jit.ScriptModule:
@@ -89,8 +128,9 @@ def deviation(
 ) -> tuple[float, float]:
     """Largest difference of a compiled model from eager: eV per atom, eV/Å.
 
-    Fixed and random structures of odd and even size, one with no pair in reach, a periodic
-    one and a batch; each more than once, because torch.jit optimises after the first calls.
+    Fixed and random structures of odd and even size, one with no pair in reach, one with a
+    single edge, a periodic one, a batch, and thousands of edges; each more than once, because
+    torch.jit optimises after the first calls.
     """
     energy, force = 0.0, 0.0
     for graph in check_graphs(elements, potential.cutoff, dtype):
@@ -122,7 +162,13 @@ def check_graphs(elements: list[int], cutoff: float, dtype: torch.dtype) -> list
     graphs.append(
         build_graph(rng.choice(elements, 12), inside, cutoff, box, (True,) * 3, dtype=dtype)
     )
-    return [*graphs, batch(graphs)]
+    lone = graphs[1]._replace(edge_index=graphs[1].edge_index[:, :1], shifts=graphs[1].shifts[:1])
+    large = _scatter(64, rng)
+    cell = np.diag([6.0] * 3)
+    graphs.append(
+        build_graph(rng.choice(elements, 64), large, cutoff, cell, (True,) * 3, dtype=dtype)
+    )
+    return [*graphs, lone, batch(graphs)]
 
 
 def _scatter(atoms: int, rng: np.random.Generator) -> np.ndarray:

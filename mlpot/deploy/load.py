@@ -1,9 +1,11 @@
 """Load a model by name or path into an engine."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from mlpot.deploy.compiled import compile_cached, is_cached, read_package
 from mlpot.deploy.engines import DTYPES, ENGINES, DeployedModel
 from mlpot.deploy.export import script
 from mlpot.deploy.metadata import ENTRY, ExportInfo, parse_export_info
@@ -21,9 +23,11 @@ def load(
     """A model ready to run.
 
     Args:
-        model: a zoo name (`mlpot models`), a ``.safetensors`` file, or an exported ``.pt``.
-        engine: ``eager``, ``torchscript``, or ``auto``: eager for weights, torchscript for
-            exported files.
+        model: a zoo name (`mlpot models`), a ``.safetensors`` file, or an exported ``.pt`` or
+            ``.pt2``.
+        engine: ``eager``, ``torchscript``, ``compiled`` (the first time it compiles, for half a
+            minute or more), or ``auto``: for weights compiled where that was done before, else
+            eager; for exported files what they hold.
         dtype: ``float32`` or ``float64``; None is float32 for weights, and the precision of
             export for exported files, which cannot be changed.
         device: ``cpu``, ``cuda``, ..., or ``auto``: a GPU if there is one.
@@ -39,14 +43,30 @@ def load(
         raise InputError(f"dtype must be {' or '.join(DTYPES)}, got {dtype!r}")
     path = resolve(model)
     where = _device(device)
-    if path.suffix == ".pt":
+    if path.suffix in (".pt", ".pt2"):
         return _load_exported(path, engine, dtype, where)
     potential, info = load_potential(path)
     real = DTYPES[dtype or "float32"]
     potential = potential.to(device=where, dtype=real)
+    key = {"weights": info.sha256}
+    if engine == "auto":
+        fast = where.type == "cpu" and is_cached(key, real)
+        engine = "compiled" if fast else "eager"
     if engine == "torchscript":
-        return DeployedModel(script(potential), info, "torchscript", real, where)
+        return DeployedModel(script(potential), info, engine, real, where)
+    if engine == "compiled":
+        _check_cpu(where)
+        return DeployedModel(compile_cached(potential, key), info, engine, real, where)
     return DeployedModel(potential, info, "eager", real, where)
+
+
+def starts_compiled(model: str | Path, dtype: str | None = None) -> bool:
+    """Is this model compiled already: a ``.pt2`` file, or weights whose package is cached?"""
+    path = resolve(model)
+    if path.suffix != ".safetensors":
+        return path.suffix == ".pt2"
+    key = {"weights": load_potential(path)[1].sha256}
+    return is_cached(key, DTYPES[dtype or "float32"])
 
 
 def read_exported(
@@ -75,16 +95,31 @@ def read_exported(
 def _load_exported(
     path: Path, engine: str, dtype: str | None, device: torch.device
 ) -> DeployedModel:
-    if engine == "eager":
+    holds = "torchscript" if path.suffix == ".pt" else "compiled"
+    if engine not in ("auto", holds):
         raise InputError(
-            f"{path} is exported TorchScript; the eager engine needs the .safetensors weights"
+            f"{path} holds the {holds} engine; the {engine} engine needs the .safetensors weights"
         )
-    module, info = read_exported(path, device)
+    module: Any
+    if holds == "compiled":
+        _check_cpu(device)
+        module, info = read_package(path)
+    else:
+        module, info = read_exported(path, device)
+        module = module.eval()
     if dtype is not None and dtype != info.dtype:
         raise InputError(
             f"{path} was exported in {info.dtype}; export it again with --dtype {dtype}"
         )
-    return DeployedModel(module.eval(), info.model, "torchscript", DTYPES[info.dtype], device)
+    return DeployedModel(module, info.model, holds, DTYPES[info.dtype], device)
+
+
+def _check_cpu(device: torch.device) -> None:
+    if device.type != "cpu":
+        raise InputError(
+            f"the compiled engine runs on a CPU, not on {device}; give device='cpu', or take the "
+            "eager or torchscript engine"
+        )
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from ase.data import chemical_symbols
 from numpy.typing import ArrayLike
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mlpot.errors import InputError, ModelFileError, UnsupportedSystemError
 from mlpot.models.checkpoint import ModelInfo
@@ -27,7 +27,8 @@ class ExportInfo(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     export_format: int = FORMAT
-    engine: Literal["torchscript"] = "torchscript"
+    engine: Literal["torchscript", "compiled"] = "torchscript"
+    cpu: list[str] = Field(default=[], description="instruction sets that a compiled file needs")
     dtype: Dtype = "float32"
     mlpot: str
     torch: str

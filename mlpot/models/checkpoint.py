@@ -52,6 +52,10 @@ class ModelInfo(BaseModel):
     provenance: dict[str, Any] = Field(default_factory=dict)
     sha256: str = ""
 
+    def architecture(self) -> dict[str, Any]:
+        """All that decides which operations the model is made of; nothing it has learned."""
+        return self.model_dump(include={"kind", "backbone", "config", "head_softening"})
+
 
 def build(info: ModelInfo) -> Potential | Denoiser:
     """The model that a description asks for, with fresh weights."""

@@ -87,6 +87,17 @@ def vector_length(vectors: Tensor, softening: float) -> Tensor:
     return torch.where(zero, torch.zeros_like(square), torch.where(zero, 1.0, square).sqrt())
 
 
+class ScalarNorm(nn.LayerNorm):
+    """Layer norm written out. The built-in one is a single kernel, but its second derivative
+    fixes the number of atoms when it is traced, and compilers fuse this one as well."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, H] -> [N, H]"""
+        centred = x - x.mean(dim=1, keepdim=True)
+        variance = (centred * centred).mean(dim=1, keepdim=True)
+        return centred * torch.rsqrt(variance + self.eps) * self.weight + self.bias
+
+
 class VectorNorm(nn.Module):
     """Normalises vector features [N, L, H], each degree apart, then scales every channel.
 

@@ -24,6 +24,7 @@ from mlpot.graph import Graph
 from mlpot.models.layers import (
     Envelope,
     ExpNormalBasis,
+    ScalarNorm,
     VectorNorm,
     spherical_harmonics,
     sum_over_edges,
@@ -37,7 +38,11 @@ class ViSNetConfig(BaseModel):
 
     layers: int = Field(4, ge=1)
     channels: int = Field(64, ge=8, description="width of scalar and vector features")
-    heads: int = Field(8, ge=1)
+    heads: int = Field(
+        8,
+        ge=1,
+        description="attention heads; as many as channels runs fastest (no sum over a head)",
+    )
     lmax: Literal[1, 2] = 1
     radial: int = Field(32, ge=2, description="number of radial basis functions")
     cutoff: float = Field(5.0, gt=0, description="Å")
@@ -74,7 +79,7 @@ class ViSNetLayer(nn.Module):
         # d.d is lmax on every edge, so the product of two rejections (a - (a.d)d).(b - (b.d)d)
         # is a.b + (lmax - 2)(a.d)(b.d); on self-loops d = 0 and it is a.b as well.
         self.rejection = float(config.lmax - 2)
-        self.scalar_norm = nn.LayerNorm(h)
+        self.scalar_norm = ScalarNorm(h)
         self.vector_norm: nn.Module = VectorNorm(h, config.vector_norm, config.lmax)
         self.qkv = nn.Linear(h, 3 * h)
         self.edge = nn.Linear(h, (3 if self.update_edges else 2) * h)  # dk, dv (, f)
@@ -114,8 +119,11 @@ class ViSNetLayer(nn.Module):
         dk, dv = edge[:, :h], edge[:, h : 2 * h]
 
         product = q.index_select(0, receiver) * k.index_select(0, sender) * dk
-        attention = silu(product.view(-1, self.heads, h // self.heads).sum(dim=2)) * envelope
-        weight = attention.repeat_interleave(h // self.heads, dim=1)
+        if self.heads != h:
+            product = product.view(-1, self.heads, h // self.heads).sum(dim=2)
+        weight = silu(product) * envelope
+        if self.heads != h:
+            weight = weight.repeat_interleave(h // self.heads, dim=1)
         m = v.index_select(0, sender) * dv * weight
         s = silu(self.message(m))
         if self.smooth:
@@ -171,7 +179,7 @@ class ViSNet(nn.Module):
         self.layers = nn.ModuleList(
             ViSNetLayer(config, first=i == 0, last=i == last) for i in range(config.layers)
         )
-        self.scalar_norm = nn.LayerNorm(h)
+        self.scalar_norm = ScalarNorm(h)
         self.vector_norm = VectorNorm(h, config.vector_norm, config.lmax)
         for block in self.radial.weight.split(h):
             nn.init.xavier_uniform_(block)

@@ -68,21 +68,29 @@ class FinetuneConfig(BaseModel):
 class EnergyForceModule(TrainingModule):
     """Lightning's view of a Potential."""
 
-    def __init__(self, model: Potential, config: FinetuneConfig):
-        super().__init__(config.loop)
-        self.model = model
-        self.weights = (config.energy_weight, config.force_weight)
+    terms, predictions = 2, 2
+
+    def __init__(self, model: Potential, config: FinetuneConfig, architecture: dict[str, Any]):
+        super().__init__(model, config.loop, architecture)
+        self.factors = (config.energy_weight, config.force_weight)
         self._errors = ErrorSums()
 
-    def loss(self, batch: LabelledGraph) -> torch.Tensor:
-        return energy_force_loss(self.model(batch.graph), batch, *self.weights)
+    def weights(self, batch: LabelledGraph) -> torch.Tensor:
+        sizes = (batch.energy.shape[0], batch.forces.shape[0])
+        each = [f / n for f, n in zip(self.factors, sizes, strict=True)]
+        return torch.tensor(each, dtype=batch.forces.dtype, device=batch.forces.device)
 
-    def observe(self, batch: LabelledGraph) -> None:
-        self._errors.add(self.model(batch.graph), batch)
+    def outputs(self, weights: torch.Tensor, batch: LabelledGraph) -> tuple[torch.Tensor, ...]:
+        prediction = self.model(batch.graph)
+        loss = energy_force_loss(prediction, batch, weights)
+        return loss, prediction.energy, prediction.forces
+
+    def observe(self, outputs: Sequence[torch.Tensor], batch: LabelledGraph) -> None:
+        self._errors.add(outputs[1], outputs[2], batch)
 
     def finish(self) -> dict[str, float]:
         errors, self._errors = self._errors.result(), ErrorSums()
-        loss = self.weights[0] * errors.energy_mae + self.weights[1] * errors.force_mae
+        loss = self.factors[0] * errors.energy_mae + self.factors[1] * errors.force_mae
         return {"loss": loss, **errors._asdict()}
 
 
@@ -134,8 +142,8 @@ def finetune(
         described = info.model_copy(update={"provenance": _provenance(config, source, metrics)})
         save(model, described, out / "model.safetensors")
 
-    module = EnergyForceModule(model.train(), config)
-    fit(module, batches["train"], batches["validation"], out, keep, progress)
+    module = EnergyForceModule(model.train(), config, info.architecture())
+    fit(module, batches["train"], batches["validation"], out, keep, progress, report)
     best, described = load(out / "model.safetensors")
     assert isinstance(best, Potential)
     held_back = split.test if len(split.test) else split.validation
@@ -173,7 +181,8 @@ def evaluate(
     ):
         graph = type(batch.graph)(*(f.to(device) for f in batch.graph))
         moved = LabelledGraph(graph, batch.energy.to(device), batch.forces.to(device), batch.noise)
-        sums.add(model(graph), moved)
+        prediction = model(graph)
+        sums.add(prediction.energy, prediction.forces, moved)
         done(batch.energy.shape[0])
     return sums.result()
 

@@ -7,7 +7,7 @@ import json
 import math
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -23,12 +23,17 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mlpot.data.loader import GraphLoader
+from mlpot.data.loader import GraphLoader, LabelledGraph
 from mlpot.errors import InputError, MLPotError
 from mlpot.models.checkpoint import write_atomically
+from mlpot.models.compiled import cache_path, can_compile
+from mlpot.models.tracing import state
+from mlpot.train.step import CompiledStep, WithGradients
 
 RESUME = "last.ckpt"
 HISTORY = "history.json"  # written when a run has come to its end
+#: atoms, in all steps together, from which a minute of compiling pays
+WORTHWHILE = 100_000
 Config = TypeVar("Config", bound=BaseModel)
 
 
@@ -52,6 +57,9 @@ class LoopConfig(BaseModel):
     threads: int = Field(0, ge=0, description="CPU threads; 0 leaves torch's own choice")
     device: Literal["auto", "cpu", "gpu"] = "auto"  # not mps: energies are summed in float64
     devices: int = Field(1, ge=1, description="more than one: DistributedDataParallel")
+    compile: Literal["auto", "yes", "no"] = Field(
+        "auto", description="the step, on a CPU; auto: where it saves more time than it takes"
+    )
 
     @model_validator(mode="after")
     def _whole_validations(self) -> "LoopConfig":
@@ -64,16 +72,30 @@ class LoopConfig(BaseModel):
 
 
 class TrainingModule(L.LightningModule):
-    """Base of the two recipes. A recipe defines `loss`, `observe` and `finish`."""
+    """Base of the two recipes. A recipe defines `weights`, `outputs`, `observe` and `finish`."""
 
-    def __init__(self, loop: LoopConfig):
+    model: torch.nn.Module
+    terms = 1  # weights that the loss takes
+    predictions = 0  # outputs beside the loss
+
+    def __init__(self, model: torch.nn.Module, loop: LoopConfig, architecture: dict[str, Any]):
         super().__init__()
+        self.model = model
         self.loop = loop
+        shapes = [list(t.shape) for t in state(self.model)]
+        self.key = {**architecture, "recipe": type(self).__name__, "shapes": shapes}
+        self.compiled: CompiledStep | None = None
 
-    def loss(self, batch: Any) -> torch.Tensor:
+    def weights(self, batch: LabelledGraph) -> torch.Tensor:
+        """What the sums in the loss of this batch are multiplied with, [K]."""
         raise NotImplementedError
 
-    def observe(self, batch: Any) -> None:
+    def outputs(self, weights: torch.Tensor, batch: LabelledGraph) -> tuple[torch.Tensor, ...]:
+        """Loss, then predictions with a row an atom or a structure. It is traced: no decision in
+        it may depend on values."""
+        raise NotImplementedError
+
+    def observe(self, outputs: Sequence[torch.Tensor], batch: LabelledGraph) -> None:
         """Add one validation batch to the running errors."""
         raise NotImplementedError
 
@@ -81,8 +103,31 @@ class TrainingModule(L.LightningModule):
         """Errors over the validation set, among them ``loss``; starts anew."""
         raise NotImplementedError
 
-    def training_step(self, batch: Any, index: int) -> torch.Tensor:
-        loss = self.loss(batch)
+    def prepare(self, device: str, threads: int, report: Callable[[str], None]) -> None:
+        """Compile the step, where that pays.
+
+        Args:
+            device: ``cpu`` or ``gpu``.
+            threads: cores that the compiled step uses.
+        """
+        if not wanted(self.loop, device, self.key):
+            return
+        if not cache_path(self.key).is_file():
+            report("compiling the training step, once for this architecture: about a minute")
+        self.compiled = CompiledStep(
+            self.model, self.outputs, self.terms, self.predictions, self.key, threads
+        )
+
+    def evaluated(self, batch: LabelledGraph) -> tuple[torch.Tensor, ...]:
+        """`outputs` of a batch; the loss carries gradients."""
+        weights = self.weights(batch)
+        if self.compiled is None:
+            return self.outputs(weights, batch)
+        (loss, *rest), gradients = self.compiled(weights, batch)
+        return (WithGradients.apply(loss, gradients, *self.model.parameters()), *rest)
+
+    def training_step(self, batch: LabelledGraph, index: int) -> torch.Tensor:
+        loss = self.evaluated(batch)[0]
         if not torch.isfinite(loss):
             raise InputError(
                 f"the loss is {float(loss.detach())} at step {self.global_step}; look for "
@@ -91,9 +136,9 @@ class TrainingModule(L.LightningModule):
         self.log("train/loss", loss.detach(), batch_size=1)
         return loss
 
-    def validation_step(self, batch: Any, index: int) -> None:
+    def validation_step(self, batch: LabelledGraph, index: int) -> None:
         with torch.enable_grad():  # forces are gradients, in validation too
-            self.observe(batch)
+            self.observe([out.detach() for out in self.evaluated(batch)], batch)
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(
@@ -110,6 +155,19 @@ class TrainingModule(L.LightningModule):
         if step < warm:
             return (step + 1) / warm
         return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - warm) / (total - warm))))
+
+
+def wanted(loop: LoopConfig, device: str, key: dict[str, Any]) -> bool:
+    """Shall the steps of this run be compiled?"""
+    possible = device == "cpu" and can_compile()
+    if loop.compile == "yes" and not possible:
+        raise InputError(
+            "compile = 'yes' needs a CPU and a C++ compiler; install g++, or leave it to 'auto'"
+        )
+    if loop.compile == "auto":
+        worthwhile = loop.steps * loop.batch_atoms >= WORTHWHILE
+        return possible and (worthwhile or cache_path(key).is_file())
+    return loop.compile == "yes"
 
 
 class KeepBest(Callback):
@@ -169,6 +227,7 @@ def fit(
     out: Path,
     save: Callable[[dict[str, float]], None],
     progress: bool = True,
+    report: Callable[[str], None] = print,
 ) -> None:
     """Train until steps or patience run out; go on from ``out/last.ckpt`` where there is one.
 
@@ -187,6 +246,7 @@ def fit(
         torch.set_num_threads(loop.threads)
     keep = KeepBest(save)
     device = {"auto": "gpu" if torch.cuda.is_available() else "cpu"}.get(loop.device, loop.device)
+    module.prepare(device, torch.get_num_threads(), report)
     trainer = L.Trainer(
         default_root_dir=out,
         accelerator=device,

@@ -10,22 +10,23 @@ from mlpot.data.loader import LabelledGraph
 from mlpot.models.potential import Prediction
 
 
-def energy_force_loss(
-    prediction: Prediction, target: LabelledGraph, energy_weight: float, force_weight: float
-) -> Tensor:
-    """Mean absolute energy error per atom (eV) and mean length of the force error (eV/Å).
+def energy_force_loss(prediction: Prediction, target: LabelledGraph, weights: Tensor) -> Tensor:
+    """Sum of absolute energy errors per atom (eV), and of the lengths of force errors (eV/Å),
+    each times its weight.
 
+    Sums, so that the parts of a batch add up; weights [2] hold the division by its size.
     Absolute rather than squared errors: a few strained frames must not outweigh the rest.
     """
-    energy, forces = _errors(prediction, target)
+    energy, forces = errors(prediction.energy, prediction.forces, target)
     # the length is smoothed below 1 meV/Å, where its gradient would not be defined
     length = torch.sqrt((forces * forces).sum(dim=1) + 1e-6)
-    return energy_weight * energy.abs().mean().to(forces.dtype) + force_weight * length.mean()
+    return weights[0] * energy.abs().sum().to(forces.dtype) + weights[1] * length.sum()
 
 
-def denoising_loss(predicted: Tensor, noise: Tensor) -> Tensor:
-    """Mean squared error of the normalised noise; 1 for a model that predicts none."""
-    return ((predicted - noise) ** 2).mean()
+def denoising_loss(predicted: Tensor, noise: Tensor, weight: Tensor) -> Tensor:
+    """Sum of squared errors of the normalised noise, times a weight [1]; with one over the
+    number of components it is 1 for a model that predicts none."""
+    return weight[0] * ((predicted - noise) ** 2).sum()
 
 
 class Errors(NamedTuple):
@@ -52,8 +53,9 @@ class ErrorSums:
         self._sums = torch.zeros(4, dtype=torch.float64)
         self._counts = torch.zeros(2, dtype=torch.float64)
 
-    def add(self, prediction: Prediction, target: LabelledGraph) -> None:
-        energy, forces = (e.detach().double().cpu() for e in _errors(prediction, target))
+    def add(self, energy: Tensor, forces: Tensor, target: LabelledGraph) -> None:
+        """Predicted total energies [B] eV and forces [N, 3] eV/Å."""
+        energy, forces = (e.detach().double().cpu() for e in errors(energy, forces, target))
         energy = energy[target.energy.isfinite().cpu()]
         forces = forces[target.forces.isfinite().cpu()]
         self._sums += torch.stack(
@@ -70,7 +72,8 @@ class ErrorSums:
         )
 
 
-def _errors(prediction: Prediction, target: LabelledGraph) -> tuple[Tensor, Tensor]:
-    atoms = torch.bincount(target.graph.batch, minlength=target.energy.shape[0])
-    energy = (prediction.energy - target.energy) / atoms
-    return energy, prediction.forces - target.forces
+def errors(energy: Tensor, forces: Tensor, target: LabelledGraph) -> tuple[Tensor, Tensor]:
+    """Energy errors per atom [B] eV, and force errors [N, 3] eV/Å."""
+    ones = torch.ones_like(target.graph.batch, dtype=target.energy.dtype)
+    atoms = torch.zeros_like(target.energy).index_add(0, target.graph.batch, ones)
+    return (energy - target.energy) / atoms, forces - target.forces

@@ -7,6 +7,7 @@ field from geometries alone, and the features carry over to energies.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -39,16 +40,18 @@ class PretrainConfig(BaseModel):
 class DenoisingModule(TrainingModule):
     """Lightning's view of a Denoiser."""
 
-    def __init__(self, model: Denoiser, loop: LoopConfig):
-        super().__init__(loop)
-        self.model = model
+    def __init__(self, model: Denoiser, loop: LoopConfig, architecture: dict[str, Any]):
+        super().__init__(model, loop, architecture)
         self._sum, self._batches = 0.0, 0
 
-    def loss(self, batch: LabelledGraph) -> torch.Tensor:
-        return denoising_loss(self.model(batch.graph), batch.noise)
+    def weights(self, batch: LabelledGraph) -> torch.Tensor:
+        return torch.full_like(batch.noise[:1, 0], 1.0 / max(1, batch.noise.numel()))
 
-    def observe(self, batch: LabelledGraph) -> None:
-        self._sum += float(self.loss(batch).detach())
+    def outputs(self, weights: torch.Tensor, batch: LabelledGraph) -> tuple[torch.Tensor, ...]:
+        return (denoising_loss(self.model(batch.graph), batch.noise, weights),)
+
+    def observe(self, outputs: Sequence[torch.Tensor], batch: LabelledGraph) -> None:
+        self._sum += float(outputs[0])
         self._batches += 1
 
     def finish(self) -> dict[str, float]:
@@ -113,8 +116,8 @@ def pretrain(
     def keep(metrics: dict[str, float]) -> None:
         _save(model, info, config, metrics, out)
 
-    module = DenoisingModule(model.train(), config.loop)
-    fit(module, loaders[0], loaders[1], out, keep, progress)
+    module = DenoisingModule(model.train(), config.loop, info.architecture())
+    fit(module, loaders[0], loaders[1], out, keep, progress, report)
     return load(out / "model.safetensors")[1]
 
 

@@ -298,5 +298,5 @@ def test_the_loss_by_hand(records: list[Record]) -> None:
     prediction = Prediction(
         target.energy + 0.9, target.forces + shifted, torch.zeros(1, 3, 3), target.energy
     )
-    loss = energy_force_loss(prediction, target, energy_weight=2.0, force_weight=1.0)
+    loss = energy_force_loss(prediction, target, torch.tensor([2.0, 1.0 / 9]))
     assert float(loss) == pytest.approx(2.0 * 0.1 + 0.3, rel=1e-4)

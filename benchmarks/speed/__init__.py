@@ -1,0 +1,1 @@
+"""Speed: mlpot against its peers, one process at a time, in turns. See README.md here."""

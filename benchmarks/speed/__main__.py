@@ -1,0 +1,140 @@
+"""Measure speed, and write the README's table.
+
+    python -m benchmarks.speed run --mode standard     # measures, writes JSON
+    python -m benchmarks.speed show --mode dev         # prints the tables
+    python -m benchmarks.speed render                  # plot and README table
+
+Run on an idle machine, pinned: ``taskset -c 2,3 python -m benchmarks.speed run``.
+"""
+
+import json
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = Path(__file__).parent / "results"
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def efforts() -> dict[str, Any]:
+    from benchmarks.speed.geometries import SYSTEMS
+    from benchmarks.speed.timing import Effort
+
+    small = ("ethanol", "aspirin", "peptide", "water-300")
+    return {
+        "dev": Effort(3, 0.05, 2.0, small, slow_setup=False),
+        "fast": Effort(7, 0.1, 5.0, tuple(n for n in SYSTEMS if n != "water-6000")),
+        "standard": Effort(11, 0.25, 20.0, tuple(SYSTEMS)),
+    }
+
+
+def results_file(mode: str) -> Path:
+    return RESULTS / f"{mode}.json"
+
+
+def read_result(mode: str) -> dict[str, Any]:
+    path = results_file(mode)
+    if not path.is_file():
+        sys.exit(f"no {path.name}; first: python -m benchmarks.speed run --mode {mode}")
+    return json.loads(path.read_text())
+
+
+@app.command()
+def run(
+    mode: Annotated[str, typer.Option(help="dev, fast or standard: seconds to an hour")] = "fast",
+    threads: Annotated[int, typer.Option(help="besides one thread")] = 2,
+    only: Annotated[list[str], typer.Option(help="names that contain this; not stored")] = [],  # noqa: B006
+    system: Annotated[list[str], typer.Option(help="these systems only; not stored")] = [],  # noqa: B006
+) -> None:
+    """Measure; the whole of a mode is stored in results/<mode>.json."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # before any library starts its pool
+    warnings.filterwarnings("ignore")  # the peers' own
+    from benchmarks.speed import bound, geometries, machine, ours, peers, timing
+    from benchmarks.speed.report import markdown
+
+    effort = efforts().get(mode) or sys.exit(f"mode must be {', '.join(efforts())}, got {mode!r}")
+    if unknown := set(system) - set(geometries.SYSTEMS):
+        sys.exit(f"no system {', '.join(unknown)}; there are {', '.join(geometries.SYSTEMS)}")
+    names = [n for n in geometries.SYSTEMS if n in (system or effort.systems)]
+    everything = [*ours.candidates(), *peers.candidates(), bound.candidate()]
+    chosen = [c for c in everything if not only or any(o in c.name for o in only)]
+    started, before = time.perf_counter(), machine.load_average()
+    result: dict[str, Any] = {
+        "mode": mode,
+        "threads": threads,
+        "rounds": effort.rounds,
+        "machine": machine.describe(),
+        "systems": {name: geometries.SYSTEMS[name].atoms for name in names},
+        "bound": {},
+        "times": {},
+    }
+    for name in names:
+        atoms = geometries.load(name)
+        typer.echo(f"{name}, {len(atoms)} atoms")
+        rows = timing.time_all(chosen, atoms, threads, effort, typer.echo)
+        result["times"][name] = [row.to_json() for row in rows]
+        if len(atoms) <= 1500:
+            result["bound"][name] = bound.describe(atoms)
+    if not (only or system):
+        _batches_and_memory(result, threads, effort)
+    result["load_average"] = [before, machine.load_average()]
+    result["seconds"] = round(time.perf_counter() - started, 1)
+    if only or system:
+        typer.echo(markdown(result))
+        return
+    _store(result)
+
+
+def _batches_and_memory(result: dict[str, Any], threads: int, effort: Any) -> None:
+    from benchmarks.speed import memory, throughput
+    from mlpot.deploy.engines import ENGINES
+
+    typer.echo("replicas, training, memory")
+    result["replicas"] = throughput.replicas(threads, effort)
+    result["training"] = throughput.training(threads, effort)
+    boxes = [name for name in effort.systems if name.startswith("water")]
+    result["memory"] = {
+        box: {engine: memory.measure(box, engine, threads) for engine in ENGINES} for box in boxes
+    }
+
+
+def _store(result: dict[str, Any]) -> None:
+    """Whole or not at all: an interrupted run leaves the last results as they were."""
+    RESULTS.mkdir(exist_ok=True)
+    path = results_file(result["mode"])
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(result, indent=1) + "\n")
+    part.replace(path)
+    typer.echo(f"wrote results/{path.name} in {result['seconds']} s")
+
+
+@app.command()
+def show(mode: str = "dev") -> None:
+    """Print the tables of a mode."""
+    from benchmarks.speed.report import markdown
+
+    typer.echo(markdown(read_result(mode)))
+
+
+@app.command()
+def render(mode: str = "standard", readme: Path = ROOT / "README.md") -> None:
+    """Draw results/<mode>.png and write the table into the README."""
+    from benchmarks.speed import report
+
+    if mode != "standard":
+        sys.exit(f"the README needs --mode standard, not {mode!r}; for others: show --mode {mode}")
+    result = read_result(mode)
+    report.plot(result, results_file(mode).with_suffix(".png"))
+    if not report.write_readme(readme, report.markdown(result)):
+        sys.exit(f"{readme.name} has no lines {report.START!r} and {report.END!r} around a table")
+    typer.echo(f"wrote {mode}.png and the table in {readme.name}")
+
+
+if __name__ == "__main__":
+    app()

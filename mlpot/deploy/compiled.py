@@ -1,0 +1,199 @@
+"""The compiled engine: energy, forces and virial as machine code, without autograd.
+
+Two packages of one model. ``one`` runs on one core; a batch is cut into parts that fit its
+cache, which threads share. ``many`` shares the work inside one large structure.
+"""
+
+import tempfile
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlpot.deploy.metadata import ENTRY, ExportInfo, parse_export_info
+from mlpot.errors import InputError, ModelFileError
+from mlpot.graph import Cut, Graph, cut, take
+from mlpot.models.checkpoint import write_atomically
+from mlpot.models.compiled import (
+    ANY_THREADS,
+    PART_EDGES,
+    Runner,
+    cache_path,
+    cached,
+    can_compile,
+    compile_package,
+    cpu_features,
+)
+from mlpot.models.potential import Potential, Prediction
+from mlpot.models.tracing import example_graph, find_segments, sum_by_segments, trace_potential
+
+VARIANTS = ("one", "many")
+
+#: edges from which a structure is worth more than one core: below, waiting costs more
+SHARED_EDGES = 600
+
+Load = Callable[[str, int], Runner]
+
+
+class CompiledPotential:
+    """Graph -> Prediction, on a CPU; what an engine runs.
+
+    Args:
+        load: ``load(variant, threads) -> Runner``.
+        threads: cores to use; None is torch's number of threads.
+    """
+
+    def __init__(self, load: Load, threads: int | None = None):
+        self._load = load
+        self._threads = threads or torch.get_num_threads()
+        self._runners: dict[str, Runner] = {}
+        self._pool: ThreadPoolExecutor | None = None
+
+    def __call__(self, graph: Graph) -> Prediction:
+        edges, structures = graph.edge_index.shape[1], graph.cell.shape[0]
+        if structures > 1 and edges > PART_EDGES // 2:
+            parts = cut(graph, PART_EDGES, self._threads)
+            return self._in_parts(graph, parts)
+        if self._threads > 1 and edges >= SHARED_EDGES:
+            segments = find_segments(graph)
+            return _prediction(self._runner("many")([*_fields(graph), *segments]))
+        return self._on_one_core(graph)
+
+    def _on_one_core(self, graph: Graph) -> Prediction:
+        return _prediction(self._runner("one")(_fields(graph)))
+
+    def _in_parts(self, graph: Graph, parts: list[Cut]) -> Prediction:
+        run = map
+        if self._threads > 1:
+            self._runner("one")  # before the threads: it may compile
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(
+                    self._threads, initializer=lambda: torch.set_num_threads(1)
+                )
+            run = self._pool.map  # type: ignore[assignment]
+        found = list(run(lambda part: self._on_one_core(take(graph, part)), parts))
+        return Prediction(*(torch.cat([f[i] for f in found]) for i in range(4)))  # type: ignore
+
+    def _runner(self, variant: str) -> Runner:
+        if variant not in self._runners:
+            self._runners[variant] = self._load(variant, self._threads)
+        return self._runners[variant]
+
+
+class Only:
+    """One variant for every graph: what the self-check of an export runs."""
+
+    def __init__(self, variant: str, runner: Runner):
+        self._variant, self._runner = variant, runner
+
+    def __call__(self, graph: Graph) -> Prediction:
+        inputs = _fields(graph)
+        if self._variant == "many":
+            inputs += find_segments(graph)
+        return _prediction(self._runner(inputs))
+
+
+def _prediction(outputs: list[Tensor]) -> Prediction:
+    energy, interaction, forces, virial = outputs[:4]
+    return Prediction(energy, forces, virial, interaction)
+
+
+def _fields(graph: Graph) -> list[Tensor]:
+    return [field.contiguous() for field in graph]
+
+
+def compile_cached(potential: Potential, key: dict[str, Any], threads: int | None = None) -> Any:
+    """The compiled engine of a potential. A package is made when it is first needed (half a
+    minute or more), kept in the cache, and found there the next time.
+
+    Args:
+        key: what tells this potential from others: the hash of its weights.
+
+    Raises:
+        InputError: there is no compiler, and the package is not in the cache.
+    """
+    dtype = potential.scale.dtype
+    key = {**key, "dtype": str(dtype)}
+
+    def load(variant: str, threads: int) -> Runner:
+        told = {**key, "variant": variant}
+        if not cache_path(told).is_file() and not can_compile():
+            raise InputError(
+                "the compiled engine needs a C++ compiler (g++) the first time. Install one, or "
+                "export on another machine with `mlpot export --format aoti`, or take another "
+                "engine"
+            )
+        return Runner(cached(told, lambda path: compile_variant(potential, variant, path)), threads)
+
+    return CompiledPotential(load, threads)
+
+
+def is_cached(key: dict[str, Any], dtype: torch.dtype) -> bool:
+    """Will `compile_cached` start at once?"""
+    return cache_path({**key, "dtype": str(dtype), "variant": "one"}).is_file()
+
+
+def compile_variant(potential: Potential, variant: str, out: Path) -> None:
+    """Trace and compile one variant into a package of its own."""
+    module, example = trace_potential(potential), example_graph(potential)
+    if variant == "one":
+        compile_package(module, example, 0, out)
+    else:
+        inputs = [*example, *find_segments(example)]
+        compile_package(sum_by_segments(module), inputs, 0, out, ANY_THREADS)
+
+
+# --- exported files --------------------------------------------------------------------------
+
+
+def write_package(packages: dict[str, Path], info: ExportInfo, out: Path) -> None:
+    """One ``.pt2`` file of both packages and their description. torch opens it as well:
+    ``torch._inductor.aoti_load_package(out, model_name="one")``."""
+    with tempfile.TemporaryDirectory() as folder:
+        joined = Path(folder) / "joined.pt2"
+        with zipfile.ZipFile(joined, "w", zipfile.ZIP_STORED) as archive:
+            for variant, path in packages.items():
+                with zipfile.ZipFile(path) as package:
+                    for name in package.namelist():
+                        root, _, rest = name.partition("/")
+                        inside = rest.replace("aotinductor/model/", f"aotinductor/{variant}/")
+                        target = f"model/{inside}"
+                        if target not in archive.namelist():
+                            archive.writestr(target, package.read(name))
+            archive.writestr(f"model/extra/{ENTRY}", info.model_dump_json())
+        write_atomically(out, joined.read_bytes())
+
+
+def read_package(path: Path) -> tuple[CompiledPotential, ExportInfo]:
+    """The compiled engine in an exported file, and its description.
+
+    Raises:
+        ModelFileError: truncated, no mlpot package, or made for another kind of processor.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            text = archive.read(f"model/extra/{ENTRY}").decode()
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise ModelFileError(
+            f"{path} is truncated, or no package that mlpot exported ({error}). Export it again "
+            "with `mlpot export --format aoti`"
+        ) from error
+    info = parse_export_info(text, str(path))
+    missing = sorted(set(info.cpu) - set(cpu_features()))
+    if missing:
+        raise ModelFileError(
+            f"{path} was compiled for another kind of processor; this one lacks "
+            f"{', '.join(missing[:6])}. Export it again on this machine"
+        )
+    found: dict[str, Runner] = {}
+
+    def load(variant: str, threads: int) -> Runner:
+        return found.setdefault(variant, Runner(path, threads, variant))
+
+    model = CompiledPotential(load)
+    load("one", torch.get_num_threads())  # a damaged library is an error now
+    return model, info

@@ -1,0 +1,152 @@
+"""Traced and compiled graphs: eager's numbers, whatever the sizes and however many threads."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mlpot.deploy.compiled import CompiledPotential, Only, compile_variant
+from mlpot.deploy.export import check_graphs
+from mlpot.errors import ModelFileError
+from mlpot.graph import Graph, batch, cut, take
+from mlpot.models.compiled import Runner, cache_path, cached, can_compile
+from mlpot.models.potential import Potential
+from mlpot.models.tracing import find_segments, sum_by_segments, trace_potential
+from tests.helpers import random_potential
+
+needs_compiler = pytest.mark.skipif(not can_compile(), reason="no C++ compiler on this machine")
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "as many heads as channels": {"heads": 16},
+    "two heads": {"heads": 2},
+    "lmax 2": {"heads": 16, "lmax": 2},
+    "published": {"heads": 4, "smooth": False, "self_loops": True, "vector_norm": "max_min"},
+}
+
+
+def small(**config: Any) -> Potential:
+    return random_potential(layers=3, channels=16, radial=8, cutoff=4.0, **config)
+
+
+def graphs(potential: Potential) -> list[Graph]:
+    return check_graphs(potential.elements, potential.cutoff, potential.scale.dtype)
+
+
+def same(got: Any, potential: Potential, graph: Graph, atol: float) -> None:
+    want = potential(graph)
+    for name in ("energy", "interaction", "forces", "virial"):
+        a, b = getattr(got, name), getattr(want, name)
+        torch.testing.assert_close(a, b, atol=atol, rtol=atol, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_traced_graph_gives_eagers_numbers_at_every_size(name: str) -> None:
+    potential = small(**CONFIGS[name]).double()
+    traced = trace_potential(potential)
+    for graph in graphs(potential):
+        energy, interaction, forces, virial = traced(*graph)[:4]
+        want = potential(graph)
+        torch.testing.assert_close(energy, want.energy, atol=1e-9, rtol=1e-12)
+        torch.testing.assert_close(interaction, want.interaction, atol=1e-10, rtol=1e-10)
+        torch.testing.assert_close(forces, want.forces, atol=1e-10, rtol=1e-10)
+        torch.testing.assert_close(virial, want.virial, atol=1e-10, rtol=1e-10)
+
+
+def test_tracing_leaves_the_potential_trainable() -> None:
+    potential = small(heads=16)
+    trace_potential(potential)
+    assert all(p.requires_grad for p in potential.parameters())
+
+
+def test_sums_by_segments_do_not_depend_on_the_order_of_edges() -> None:
+    potential = small(heads=16).double()
+    module = sum_by_segments(trace_potential(potential))
+    assert not any("index_add" in str(n.target) for n in module.graph.nodes)
+    for graph in graphs(potential):
+        shuffle = torch.randperm(
+            graph.edge_index.shape[1], generator=torch.Generator().manual_seed(0)
+        )
+        mixed = graph._replace(
+            edge_index=graph.edge_index[:, shuffle].contiguous(), shifts=graph.shifts[shuffle]
+        )
+        forces = module(*mixed, *find_segments(mixed))[2]
+        torch.testing.assert_close(forces, potential(graph).forces, atol=1e-10, rtol=1e-10)
+
+
+@pytest.fixture(scope="module")
+def potential() -> Potential:
+    return small(heads=16).eval()
+
+
+@pytest.fixture(scope="module")
+def packages(potential: Potential, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("packages")
+    paths = {variant: folder / f"{variant}.pt2" for variant in ("one", "many")}
+    for variant, path in paths.items():
+        compile_variant(potential, variant, path)
+    return paths
+
+
+@needs_compiler
+@pytest.mark.parametrize("variant", ["one", "many"])
+def test_compiled_graphs_give_eagers_numbers(
+    variant: str, potential: Potential, packages: dict[str, Path]
+) -> None:
+    run = Only(variant, Runner(packages[variant]))
+    for graph in graphs(potential):
+        same(run(graph), potential, graph, atol=3e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_batch_in_parts_is_the_batch(
+    threads: int, potential: Potential, packages: dict[str, Path]
+) -> None:
+    many = batch(graphs(potential) * 3)
+    assert len(cut(many, 1500)) > 2
+    run = CompiledPotential(lambda variant, n: Runner(packages[variant], n), threads)
+    same(run(many), potential, many, atol=3e-5)
+
+
+@needs_compiler
+def test_threads_share_a_runner(potential: Potential, packages: dict[str, Path]) -> None:
+    run, all_graphs = Only("one", Runner(packages["one"], 2)), graphs(potential) * 5
+    with ThreadPoolExecutor(4) as pool:
+        for got, graph in zip(pool.map(run, all_graphs), all_graphs, strict=True):
+            same(got, potential, graph, atol=3e-5)
+
+
+@needs_compiler
+def test_a_truncated_package_is_refused(packages: dict[str, Path], tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.pt2"
+    damaged.write_bytes(packages["one"].read_bytes()[:5000])
+    with pytest.raises(ModelFileError, match=r"damaged\.pt2.*truncated"):
+        Runner(damaged)
+
+
+def test_the_cache_builds_once_and_tells_keys_apart(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLPOT_CACHE", str(tmp_path))
+    built: list[Path] = []
+
+    def build(path: Path) -> None:
+        built.append(path)
+        path.write_bytes(b"package")
+
+    assert cached({"weights": "a"}, build) == cached({"weights": "a"}, build)
+    assert len(built) == 1
+    assert cache_path({"weights": "b"}) != built[0] and built[0].parent == tmp_path
+
+
+@pytest.mark.parametrize("edges", [1, 300, 10**6])
+@pytest.mark.parametrize("least", [1, 3])
+def test_parts_of_a_batch_are_its_structures(edges: int, least: int, potential: Potential) -> None:
+    structures = graphs(potential)[:-1]
+    parts = cut(batch(structures), edges, least)
+    assert len(cut(batch(structures[3:4] * 6), edges, least)) >= least
+    joined = batch([take(batch(structures), part) for part in parts])
+    for got, want in zip(joined, batch(structures), strict=True):
+        assert torch.equal(got, want)
