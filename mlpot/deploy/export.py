@@ -17,6 +17,7 @@ from mlpot.graph import Graph, batch, to
 from mlpot.models.checkpoint import ModelInfo, load_potential, write_atomically
 from mlpot.models.compiled import Runner, can_compile, cpu_features
 from mlpot.models.potential import Potential
+from mlpot.models.scripting import script
 from mlpot.neighbors import build_graph
 from mlpot.zoo import resolve
 
@@ -116,11 +117,6 @@ def _described(
         force_deviation=force,
         model=info,
     )
-
-
-def script(potential: Potential) -> torch.jit.ScriptModule:
-    """The potential compiled by torch.jit, in evaluation mode."""
-    return torch.jit.script(potential.eval())
 
 
 def deviation(

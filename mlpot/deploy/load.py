@@ -1,5 +1,6 @@
 """Load a model by name or path into an engine."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,12 @@ import torch
 
 from mlpot.deploy.compiled import compile_cached, is_cached, read_package
 from mlpot.deploy.engines import DTYPES, ENGINES, DeployedModel
-from mlpot.deploy.export import script
 from mlpot.deploy.metadata import ENTRY, ExportInfo, parse_export_info
 from mlpot.errors import InputError, ModelFileError
-from mlpot.models.checkpoint import load_potential
+from mlpot.models.checkpoint import load_potential, write_atomically
+from mlpot.models.compiled import cached
+from mlpot.models.potential import Potential
+from mlpot.models.scripting import script
 from mlpot.zoo import resolve
 
 
@@ -53,17 +56,29 @@ def load(
         fast = where.type == "cpu" and is_cached(key, real)
         engine = "compiled" if fast else "eager"
     if engine == "torchscript":
-        return DeployedModel(script(potential), info, engine, real, where)
+        return DeployedModel(_scripted(potential, key), info, engine, real, where)
     if engine == "compiled":
         _check_cpu(where)
         return DeployedModel(compile_cached(potential, key), info, engine, real, where)
     return DeployedModel(potential, info, "eager", real, where)
 
 
+def _scripted(potential: Potential, key: dict[str, str]) -> torch.jit.ScriptModule:
+    """Tracing takes seconds, so its result is kept in the cache."""
+    told = {**key, "engine": "torchscript", "dtype": str(potential.scale.dtype)}
+
+    def build(path: Path) -> None:
+        buffer = io.BytesIO()
+        torch.jit.save(script(potential), buffer)
+        write_atomically(path, buffer.getvalue())
+
+    return torch.jit.load(cached(told, build), map_location=potential.scale.device)
+
+
 def starts_compiled(model: str | Path, dtype: str | None = None) -> bool:
     """Is this model compiled already: a ``.pt2`` file, or weights whose package is cached?"""
     path = resolve(model)
-    if path.suffix != ".safetensors":
+    if path.suffix != ".safetensors" or dtype not in (None, *DTYPES):
         return path.suffix == ".pt2"
     key = {"weights": load_potential(path)[1].sha256}
     return is_cached(key, DTYPES[dtype or "float32"])

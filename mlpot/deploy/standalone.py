@@ -12,11 +12,11 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from mlpot.deploy.engines import DeployedModel
-from mlpot.deploy.export import script
 from mlpot.deploy.metadata import check_system
-from mlpot.errors import require
+from mlpot.errors import InputError, require
 from mlpot.graph import Graph, edge_vectors
 from mlpot.models.potential import Potential
+from mlpot.models.scripting import script
 from mlpot.neighbors import OVERLAP
 
 #: up to this many atoms, testing all pairs is cheaper than sorting them into cells
@@ -115,5 +115,7 @@ def standalone(
     small = len(z) <= ALL_PAIRS and not periodic
     finder = AllPairs(len(z), model.cutoff) if small else Vesin(model.cutoff, periodic)
     module = model.module
+    if model.engine == "compiled":
+        raise InputError("the compiled engine runs in Python only; load with engine='torchscript'")
     scripted = script(module) if isinstance(module, Potential) else module
     return Standalone(scripted, z, finder, model.dtype).to(model.device)

@@ -35,7 +35,7 @@ PART_EDGES = 1500
 
 #: what inductor is told
 OPTIONS: dict[str, Any] = {
-    "cpp.enable_unsafe_math_opt_flag": True,  # lets sums be vectorised; NaN stays NaN
+    "cpp.enable_floating_point_contract_flag": "fast",  # fused multiply-add
     "assert_indirect_indexing": False,  # indices are checked where a Graph is made
 }
 ONE_THREAD = {"cpp.threads": 1}  # additions by index need not be atomic then

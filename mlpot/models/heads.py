@@ -30,7 +30,7 @@ class GatedEquivariantBlock(nn.Module):
         """x [N, H], vec [N, L, H] -> [N, out], [N, L, out]"""
         length = vector_length(self.length(vec), self.softening)
         mixed = self.result(silu(self.hidden(torch.cat([x, length], dim=1))))
-        scalar, gate = mixed[:, : self.out], mixed[:, self.out :]
+        scalar, gate = mixed.chunk(2, dim=1)
         vec = gate.unsqueeze(1) * self.gated(vec)
         return (silu(scalar) if self.activate else scalar), vec
 

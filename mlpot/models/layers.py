@@ -53,7 +53,10 @@ class ExpNormalBasis(nn.Module):
     def forward(self, distance: Tensor) -> Tensor:
         """[E] Å -> [E, count]"""
         r = distance.unsqueeze(-1)
-        gaussians = torch.exp(-self.betas * (torch.exp(-self.alpha * r) - self.means) ** 2)
+        exponents = -self.betas * (torch.exp(-self.alpha * r) - self.means) ** 2
+        # exp(-60) is nothing beside the other Gaussians; exp(-90) would be a subnormal number,
+        # and processors take a hundred times as long over those
+        gaussians = torch.exp(exponents.clamp(min=-60.0))
         return self.envelope(r) * gaussians
 
 

@@ -44,10 +44,11 @@ _VIEWS = (
 )
 
 
-def trace_potential(potential: Potential) -> GraphModule:
+def trace_potential(potential: Potential, rewrite: bool = True) -> GraphModule:
     """Graph fields -> energy and interaction [B] eV (float64), forces [N, 3], virial [B, 3, 3].
 
-    Weights become constants of the graph. Outputs after the fourth are intermediate results.
+    Weights become constants of the graph. ``rewrite`` for a compiler, as above; outputs after
+    the fourth are then intermediate results.
     """
     potential = potential.eval()
     frozen = [p for p in potential.parameters() if p.requires_grad]
@@ -59,7 +60,7 @@ def trace_potential(potential: Potential) -> GraphModule:
             p = potential(Graph(*fields))
             return p.energy, p.interaction, p.forces, p.virial
 
-        return _flat(predict, example_graph(potential), edge_index=2)
+        return _flat(predict, example_graph(potential), 2, rewrite)
     finally:
         for p in frozen:
             p.requires_grad_(True)
@@ -228,13 +229,17 @@ def dynamic_sizes(inputs: Sequence[Tensor], first: int) -> tuple[Any, ...]:
 
 
 def _flat(
-    function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor], edge_index: int
+    function: Callable[..., tuple[Tensor, ...]],
+    inputs: Sequence[Tensor],
+    edge_index: int,
+    rewrite: bool = True,
 ) -> GraphModule:
     module = make_fx(function, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*inputs)
     placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
     edges = placeholders[edge_index].meta["val"].shape[1]
-    _add_bias_last(module)
-    _keep_edge_quantities(module, edges)
+    if rewrite:
+        _add_bias_last(module)
+        _keep_edge_quantities(module, edges)
     # inputs and outputs as flat lists, whatever was traced
     module.graph.set_codegen(torch.fx.graph.CodeGen())
     module.graph.eliminate_dead_code()

@@ -115,8 +115,9 @@ class ViSNetLayer(nn.Module):
         sender, receiver = edge_index[0], edge_index[1]
         atoms, h = x.shape[0], self.channels
         q, k, v = self.qkv(self.scalar_norm(x)).split(h, dim=1)
-        edge = silu(self.edge(f))
-        dk, dv = edge[:, :h], edge[:, h : 2 * h]
+        # splits, not slices: the gradient of a split is one concatenation
+        edge = silu(self.edge(f)).split(h, dim=1)
+        dk, dv = edge[0], edge[1]
 
         product = q.index_select(0, receiver) * k.index_select(0, sender) * dk
         if self.heads != h:
@@ -129,33 +130,29 @@ class ViSNetLayer(nn.Module):
         if self.smooth:
             s = s * envelope
         summed = sum_over_edges(m, receiver, atoms)
-        o = self.out(summed)
+        o = self.out(summed).split(h, dim=1)
 
         if self.first:
             messages = s.unsqueeze(1) * direction
-            return o, sum_over_edges(messages, receiver, atoms), torch.zeros_like(f)
+            return o[0], sum_over_edges(messages, receiver, atoms), torch.zeros_like(f)
 
         vec = self.vector_norm(vec)
-        projected = self.vector(vec)
-        vec1, vec2, vec3 = (
-            projected[..., :h],
-            projected[..., h : 2 * h],
-            projected[..., 2 * h : 3 * h],
-        )
+        projected = self.vector(vec).split(h, dim=2)
+        s1, s2 = s.split(h, dim=1)
         messages = torch.addcmul(
-            vec.index_select(0, sender) * s[:, :h].unsqueeze(1), s[:, h:].unsqueeze(1), direction
+            vec.index_select(0, sender) * s1.unsqueeze(1), s2.unsqueeze(1), direction
         )
-        dvec = vec3 * o[:, :h].unsqueeze(1) + sum_over_edges(messages, receiver, atoms)
-        dx = (vec1 * vec2).sum(dim=1) * o[:, h : 2 * h] + o[:, 2 * h :]
+        dvec = projected[2] * o[0].unsqueeze(1) + sum_over_edges(messages, receiver, atoms)
+        dx = (projected[0] * projected[1]).sum(dim=1) * o[1] + o[2]
         if not self.update_edges:
             return dx, dvec, torch.zeros_like(f)
 
-        a = projected[..., 3 * h : 4 * h].index_select(0, receiver)
-        b = projected[..., 4 * h :].index_select(0, sender)
+        a = projected[3].index_select(0, receiver)
+        b = projected[4].index_select(0, sender)
         dot = (a * b).sum(dim=1)
         if self.rejection != 0.0:
             dot = dot + self.rejection * (a * direction).sum(dim=1) * (b * direction).sum(dim=1)
-        return dx, dvec, edge[:, 2 * h :] * dot
+        return dx, dvec, edge[2] * dot
 
 
 class ViSNet(nn.Module):
@@ -218,9 +215,8 @@ class ViSNet(nn.Module):
 
     def _radial(self, distance: Tensor) -> tuple[Tensor, Tensor]:
         """Neighbour filter (enveloped) and edge filter, each [E, H]."""
-        both = self.radial(self.basis(distance))
-        h = both.shape[1] // 2
-        return both[:, :h] * self.envelope(distance).unsqueeze(1), both[:, h:]
+        near, edge = self.radial(self.basis(distance)).chunk(2, dim=1)
+        return near * self.envelope(distance).unsqueeze(1), edge
 
     def _embed(self, numbers: Tensor, edge_index: Tensor, radial: Tensor) -> Tensor:
         neighbors = self.neighbor_embedding(numbers).index_select(0, edge_index[0]) * radial

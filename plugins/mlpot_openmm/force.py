@@ -68,7 +68,7 @@ def make_force(
     if engine == "torchforce" and openmmtorch_problem():
         raise MissingDependencyError(f"{reason}. Use engine='python', or install one that fits")
     if engine == "torchforce" or not reason:
-        loaded = load(path, "auto", dtype, "cpu")  # the Context moves it to its own device
+        loaded = load(path, "torchscript", dtype, "cpu")  # the Context moves it to its own device
         check_system(loaded.info, numbers, charge, multiplicity)
         inner = standalone(loaded, numbers, periodic, charge)
         notice = (

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from mlpot.deploy.engines import DTYPES, DeployedModel
-from mlpot.deploy.export import deviation, export, script
+from mlpot.deploy.export import deviation, export
 from mlpot.deploy.load import load, read_exported
 from mlpot.deploy.standalone import standalone
 from mlpot.errors import ExportError, InputError, ModelFileError, UnknownModelError
 from mlpot.models.checkpoint import load_potential
+from mlpot.models.scripting import script
 from tests.helpers import ethanol, methanol_with_water, save_random_model
 
 TOLERANCE = {"float32": 2e-5, "float64": 1e-10}  # eV/Å, rounding of sums over ~100 edges
