@@ -101,9 +101,9 @@ def _check(records: "list[Record]", model: "DeployedModel") -> None:
 
 
 def _errors(model: "DeployedModel", records: "list[Record]") -> "Errors":
-    from mlpot.train.finetune import evaluate as measure
+    from mlpot.train.finetune import measure
 
-    return measure(model.module, records)
+    return measure(model.predict, records, model.cutoff, model.dtype, model.device)
 
 
 def _total(rows: "list[tuple[list[Record], Errors]]") -> "Errors":

@@ -4,6 +4,7 @@ Two packages of one model. ``one`` runs on one core; a batch is cut into parts t
 cache, which threads share. ``many`` shares the work inside one large structure.
 """
 
+import os
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -36,29 +37,35 @@ VARIANTS = ("one", "many")
 #: edges from which a structure is worth more than one core: below, waiting costs more
 SHARED_EDGES = 600
 
-Load = Callable[[str, int], Runner]
+Load = Callable[[str], Runner]
+
+#: threads that may be inside one package at once
+CONCURRENT = os.cpu_count() or 1
 
 
 class CompiledPotential:
     """Graph -> Prediction, on a CPU; what an engine runs.
 
     Args:
-        load: ``load(variant, threads) -> Runner``.
-        threads: cores to use; None is torch's number of threads.
+        load: ``load(variant) -> Runner``.
+        threads: cores to use; None is torch's number of threads at every call.
     """
 
     def __init__(self, load: Load, threads: int | None = None):
         self._load = load
-        self._threads = threads or torch.get_num_threads()
+        self._fixed = threads
         self._runners: dict[str, Runner] = {}
         self._pool: ThreadPoolExecutor | None = None
+
+    @property
+    def threads(self) -> int:
+        return self._fixed or torch.get_num_threads()
 
     def __call__(self, graph: Graph) -> Prediction:
         edges, structures = graph.edge_index.shape[1], graph.cell.shape[0]
         if structures > 1 and edges > PART_EDGES // 2:
-            parts = cut(graph, PART_EDGES, self._threads)
-            return self._in_parts(graph, parts)
-        if self._threads > 1 and edges >= SHARED_EDGES:
+            return self._in_parts(graph, cut(graph, PART_EDGES, self.threads))
+        if self.threads > 1 and edges >= SHARED_EDGES:
             segments = find_segments(graph)
             return _prediction(self._runner("many")([*_fields(graph), *segments]))
         return self._on_one_core(graph)
@@ -67,20 +74,28 @@ class CompiledPotential:
         return _prediction(self._runner("one")(_fields(graph)))
 
     def _in_parts(self, graph: Graph, parts: list[Cut]) -> Prediction:
-        run = map
-        if self._threads > 1:
+        def run(part: Cut) -> Prediction:
+            return self._on_one_core(take(graph, part))
+
+        if self.threads > 1:
             self._runner("one")  # before the threads: it may compile
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(
-                    self._threads, initializer=lambda: torch.set_num_threads(1)
-                )
-            run = self._pool.map  # type: ignore[assignment]
-        found = list(run(lambda part: self._on_one_core(take(graph, part)), parts))
-        return Prediction(*(torch.cat([f[i] for f in found]) for i in range(4)))  # type: ignore
+            found = list(self._workers().map(run, parts))
+        else:
+            found = [run(part) for part in parts]
+        columns = zip(*(p[:4] for p in found), strict=True)  # all but features
+        energy, forces, virial, interaction = (torch.cat(column) for column in columns)
+        return Prediction(energy, forces, virial, interaction)
+
+    def _workers(self) -> ThreadPoolExecutor:
+        if self._pool is None or self._pool._max_workers != self.threads:
+            self._pool = ThreadPoolExecutor(
+                self.threads, initializer=lambda: torch.set_num_threads(1)
+            )
+        return self._pool
 
     def _runner(self, variant: str) -> Runner:
         if variant not in self._runners:
-            self._runners[variant] = self._load(variant, self._threads)
+            self._runners[variant] = self._load(variant)
         return self._runners[variant]
 
 
@@ -119,7 +134,7 @@ def compile_cached(potential: Potential, key: dict[str, Any], threads: int | Non
     dtype = potential.scale.dtype
     key = {**key, "dtype": str(dtype)}
 
-    def load(variant: str, threads: int) -> Runner:
+    def load(variant: str) -> Runner:
         told = {**key, "variant": variant}
         if not cache_path(told).is_file() and not can_compile():
             raise InputError(
@@ -127,7 +142,8 @@ def compile_cached(potential: Potential, key: dict[str, Any], threads: int | Non
                 "export on another machine with `mlpot export --format aoti`, or take another "
                 "engine"
             )
-        return Runner(cached(told, lambda path: compile_variant(potential, variant, path)), threads)
+        package = cached(told, lambda path: compile_variant(potential, variant, path))
+        return Runner(package, CONCURRENT)
 
     return CompiledPotential(load, threads)
 
@@ -152,7 +168,7 @@ def compile_variant(potential: Potential, variant: str, out: Path) -> None:
 
 def write_package(packages: dict[str, Path], info: ExportInfo, out: Path) -> None:
     """One ``.pt2`` file of both packages and their description. torch opens it as well:
-    ``torch._inductor.aoti_load_package(out, model_name="one")``."""
+    ``torch._inductor.package.load_package(out, model_name="one")``."""
     with tempfile.TemporaryDirectory() as folder:
         joined = Path(folder) / "joined.pt2"
         with zipfile.ZipFile(joined, "w", zipfile.ZIP_STORED) as archive:
@@ -189,11 +205,5 @@ def read_package(path: Path) -> tuple[CompiledPotential, ExportInfo]:
             f"{path} was compiled for another kind of processor; this one lacks "
             f"{', '.join(missing[:6])}. Export it again on this machine"
         )
-    found: dict[str, Runner] = {}
-
-    def load(variant: str, threads: int) -> Runner:
-        return found.setdefault(variant, Runner(path, threads, variant))
-
-    model = CompiledPotential(load)
-    load("one", torch.get_num_threads())  # a damaged library is an error now
-    return model, info
+    found = {variant: Runner(path, CONCURRENT, variant) for variant in VARIANTS}
+    return CompiledPotential(found.__getitem__), info

@@ -25,8 +25,9 @@ from mlpot.data.references import (
 )
 from mlpot.data.splits import Split, load_split, make_split, save_split, split_held_out
 from mlpot.errors import DataError
+from mlpot.graph import Graph
 from mlpot.models.checkpoint import ModelInfo, build, load, save
-from mlpot.models.potential import Denoiser, Potential
+from mlpot.models.potential import Denoiser, Potential, Prediction
 from mlpot.models.visnet import ViSNetConfig
 from mlpot.train.loop import HISTORY, LoopConfig, TrainingModule, claim_folder, fit
 from mlpot.train.losses import Errors, ErrorSums, energy_force_loss
@@ -173,15 +174,27 @@ def evaluate(
     Args:
         done: called after every batch with the number of frames in it.
     """
-    sums = ErrorSums()
     model.eval()
-    device = model.scale.device
-    for batch in GraphLoader(
-        records, model.cutoff, batch_atoms, shuffle=False, dtype=model.scale.dtype
-    ):
+    return measure(
+        model, records, model.cutoff, model.scale.dtype, model.scale.device, batch_atoms, done
+    )
+
+
+def measure(
+    predict: Callable[[Graph], Prediction],
+    records: Sequence[Record],
+    cutoff: float,
+    dtype: torch.dtype,
+    device: torch.device,
+    batch_atoms: int = 512,
+    done: Callable[[int], Any] = lambda frames: None,
+) -> Errors:
+    """`evaluate` for anything that predicts, on its device and in its dtype."""
+    sums = ErrorSums()
+    for batch in GraphLoader(records, cutoff, batch_atoms, shuffle=False, dtype=dtype):
         graph = type(batch.graph)(*(f.to(device) for f in batch.graph))
         moved = LabelledGraph(graph, batch.energy.to(device), batch.forces.to(device), batch.noise)
-        prediction = model(graph)
+        prediction = predict(graph)
         sums.add(prediction.energy, prediction.forces, moved)
         done(batch.energy.shape[0])
     return sums.result()

@@ -1,0 +1,145 @@
+"""The compiled engine as users meet it: load, export, cache, and what it refuses."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch._inductor.package import load_package
+
+from mlpot import MLPotCalculator
+from mlpot.deploy.compiled import is_cached
+from mlpot.deploy.export import export
+from mlpot.deploy.load import load, starts_compiled
+from mlpot.deploy.metadata import ENTRY
+from mlpot.deploy.standalone import standalone
+from mlpot.errors import InputError, ModelFileError
+from mlpot.models.compiled import can_compile
+from tests.helpers import ethanol, methanol_with_water, save_random_model
+
+pytestmark = pytest.mark.skipif(not can_compile(), reason="no C++ compiler on this machine")
+TOLERANCE = {"float32": 2e-5, "float64": 1e-10}  # eV/Å, as for every other engine
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    return save_random_model(folder / "random.safetensors", layers=2, heads=16)
+
+
+@pytest.fixture(scope="module", params=["float32", "float64"])
+def exported(request: pytest.FixtureRequest, weights: Path) -> tuple[Path, str]:
+    path = weights.with_name(f"{request.param}.pt2")
+    info = export(weights, path, dtype=request.param, format="aoti")
+    assert info.engine == "compiled" and info.cpu
+    return path, request.param
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_exported_package_gives_eagers_numbers(
+    weights: Path, exported: tuple[Path, str], threads: int
+) -> None:
+    path, dtype = exported
+    torch.set_num_threads(threads)
+    eager, model = load(weights, engine="eager", dtype=dtype), load(path)
+    assert model.engine == "compiled" and str(model.dtype).endswith(dtype)
+    crowd = ethanol()
+    crowd.cell = [6.0, 6.0, 5.5]
+    crowd *= (3, 3, 2)  # thousands of edges: where several cores share one structure
+    for atoms in (ethanol(), methanol_with_water(), crowd):
+        for cell in (None, np.diag([18.0, 18.0, 16.5])):
+            want = eager(atoms.numbers, atoms.positions, cell)
+            got = model(atoms.numbers, atoms.positions, cell)
+            assert np.abs(want.forces).max() > 0.05
+            np.testing.assert_allclose(got.forces, want.forces, atol=TOLERANCE[dtype], rtol=0)
+            assert got.energy == pytest.approx(want.energy, abs=TOLERANCE[dtype] * len(atoms))
+            if cell is not None:
+                np.testing.assert_allclose(got.stress, want.stress, atol=TOLERANCE[dtype], rtol=0)
+
+
+def test_a_package_needs_no_compiler_and_no_weights(exported: tuple[Path, str]) -> None:
+    path, _ = exported
+    code = (
+        "import sys; from ase.build import molecule; from mlpot import MLPotCalculator\n"
+        f"a = molecule('H2O'); a.calc = MLPotCalculator({str(path)!r}, device='cpu')\n"
+        "print(a.get_potential_energy())"
+    )
+    bare = {k: v for k, v in os.environ.items() if k not in ("CXX", "CC")} | {"PATH": "/nowhere"}
+    run = subprocess.run([sys.executable, "-c", code], env=bare, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert float(run.stdout) < -1000
+
+
+def test_torch_reads_the_package_as_well(exported: tuple[Path, str]) -> None:
+    path, dtype = exported
+    theirs = load_package(str(path), model_name="one")
+    model = load(path)
+    graph = model.bind(ethanol().numbers).graph(ethanol().positions)
+    with torch.no_grad():
+        energy = theirs(*graph)[0]
+    torch.testing.assert_close(energy, model.predict(graph).energy)
+    assert str(graph.positions.dtype).endswith(dtype)
+
+
+def test_the_first_use_compiles_and_the_next_finds_it(
+    weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLPOT_CACHE", str(tmp_path))
+    assert not starts_compiled(weights) and load(weights, device="cpu").engine == "eager"
+    atoms = ethanol()
+    want = load(weights, engine="eager")(atoms.numbers, atoms.positions)
+    got = load(weights, engine="compiled", device="cpu")(atoms.numbers, atoms.positions)
+    np.testing.assert_allclose(got.forces, want.forces, atol=2e-5)
+    assert starts_compiled(weights) and not starts_compiled(weights, "float64")
+    monkeypatch.setattr("mlpot.deploy.compiled.can_compile", lambda: False)
+    again = MLPotCalculator(weights, device="cpu")  # auto takes what is there
+    assert again.model.engine == "compiled"
+    assert is_cached({"weights": again.model.info.sha256}, torch.float32)
+    atoms.calc = again
+    np.testing.assert_allclose(atoms.get_forces(), want.forces, atol=2e-5)
+
+
+def test_without_a_compiler_the_error_names_the_remedy(
+    weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLPOT_CACHE", str(tmp_path))
+    monkeypatch.setattr("mlpot.deploy.compiled.can_compile", lambda: False)
+    model = load(weights, engine="compiled", device="cpu")
+    with pytest.raises(InputError, match=r"C\+\+ compiler.*mlpot export --format aoti"):
+        model(ethanol().numbers, ethanol().positions)
+
+
+def test_a_package_for_another_processor_is_refused(
+    exported: tuple[Path, str], tmp_path: Path
+) -> None:
+    other = tmp_path / "other.pt2"
+    with zipfile.ZipFile(exported[0]) as source, zipfile.ZipFile(other, "w") as target:
+        for name in source.namelist():
+            data = source.read(name)
+            if name.endswith(ENTRY):
+                data = data.replace(b'"cpu":["', b'"cpu":["quantum_simd","')
+            target.writestr(name, data)
+    with pytest.raises(ModelFileError, match="another kind of processor.*quantum_simd"):
+        load(other)
+
+
+def test_damaged_packages_and_wrong_engines_are_refused(
+    exported: tuple[Path, str], tmp_path: Path
+) -> None:
+    path, _ = exported
+    cut_off = tmp_path / "cut.pt2"
+    cut_off.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ModelFileError, match=r"cut\.pt2 is truncated"):
+        load(cut_off)
+    with pytest.raises(InputError, match="holds the compiled engine"):
+        load(path, engine="eager")
+    with pytest.raises(InputError, match="runs in Python only"):
+        standalone(load(path), ethanol().numbers, periodic=False)
+    with pytest.raises(InputError, match=r"must be named \*\.pt2"):
+        export("pretrained-visnet", tmp_path / "x.pt", format="aoti")
+    with pytest.raises(InputError, match="exported already"):
+        export(path, tmp_path / "x.pt2", format="aoti")
