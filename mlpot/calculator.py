@@ -16,7 +16,7 @@ class MLPotCalculator(Calculator):
 
     Args:
         model: a zoo name, a model file, or a DeployedModel.
-        engine: ``auto``, ``eager`` or ``torchscript``.
+        engine: ``auto``, ``eager``, ``torchscript`` or ``compiled``.
         dtype: ``float32`` or ``float64``; None leaves the model's own.
         device: ``auto`` takes a GPU if there is one.
 

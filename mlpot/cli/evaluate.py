@@ -29,7 +29,9 @@ OTHER_LEVEL = 0.3
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Name of a model, a .safetensors or a .pt file.")],
+    model: Annotated[
+        str, typer.Argument(help="Name of a model, a .safetensors, .pt or .pt2 file.")
+    ],
     data: Annotated[list[Path], typer.Argument(help="Files of labelled structures.")],
     out: Annotated[
         Path | None, typer.Option("--json", metavar="OUT.json", help="Write the numbers here too.")

@@ -81,8 +81,8 @@ Engine = Annotated[
     str,
     typer.Option(
         rich_help_panel=PROGRAM,
-        help="What runs the model. openmm: auto, torchforce or python; ase, or several replicas: "
-        "auto, eager or torchscript.",
+        help="What runs the model. openmm: auto, compiled, torchforce or python; ase, or several "
+        "replicas: auto, compiled, eager or torchscript. auto compiles for long runs.",
     ),
 ]
 Dtype = Annotated[

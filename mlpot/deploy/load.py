@@ -11,7 +11,7 @@ from mlpot.deploy.engines import DTYPES, ENGINES, DeployedModel
 from mlpot.deploy.metadata import ENTRY, ExportInfo, parse_export_info
 from mlpot.errors import InputError, ModelFileError
 from mlpot.models.checkpoint import load_potential, write_atomically
-from mlpot.models.compiled import cached
+from mlpot.models.compiled import cached, can_compile
 from mlpot.models.potential import Potential
 from mlpot.models.scripting import script
 from mlpot.zoo import resolve
@@ -82,6 +82,12 @@ def starts_compiled(model: str | Path, dtype: str | None = None) -> bool:
         return path.suffix == ".pt2"
     key = {"weights": load_potential(path)[1].sha256}
     return is_cached(key, DTYPES[dtype or "float32"])
+
+
+def could_compile(model: str | Path, dtype: str | None = None) -> bool:
+    """Are these weights that are not compiled yet, and is there a compiler?"""
+    weights = resolve(model).suffix == ".safetensors"
+    return weights and can_compile() and not starts_compiled(model, dtype)
 
 
 def read_exported(

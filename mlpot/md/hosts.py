@@ -46,7 +46,7 @@ class OpenMMHost:
     """OpenMM, through OpenMM-ML.
 
     Args:
-        engine: ``auto``, ``torchforce`` or ``python``.
+        engine: ``auto``, ``compiled``, ``torchforce`` or ``python``.
         platform: an OpenMM platform; None takes the fastest of CUDA and CPU that works.
         note: told what the user should know.
     """

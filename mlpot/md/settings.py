@@ -23,6 +23,9 @@ MINIMIZE = 200
 #: wants the core. (32 replicas of ethanol, 288 atoms: it gains two thirds.)
 ONE_THREAD = 100
 
+#: steps, of all replicas together, from which half a minute of compiling pays
+LONG = 20_000
+
 #: what a run writes, as patterns
 FILES = (
     "topology.pdb",
@@ -53,8 +56,8 @@ class Settings:
         seed: of velocities and thermostat.
         report_interval: steps between frames; row i of the log is frame i.
         trajectory_format: ``dcd`` or ``xtc``.
-        engine: what runs the model: for openmm ``auto``, ``torchforce`` or ``python``; for ase
-            and for replicas ``auto`` or one of `mlpot.deploy.engines.ENGINES`.
+        engine: what runs the model: for openmm ``auto``, ``compiled``,
+            ``torchforce`` or ``python``; for ase and for replicas ``auto`` or one of `mlpot.deploy.engines.ENGINES`.
         dtype: ``float32`` or ``float64``; None is the model's own.
         platform: OpenMM platform, or for ase and for replicas ``cpu`` or ``cuda``; None chooses.
         threads: CPU threads of the model; None is one for up to 100 atoms (of all replicas), else

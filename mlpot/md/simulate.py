@@ -3,14 +3,16 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 
 from mlpot import __version__
+from mlpot.deploy.load import could_compile
 from mlpot.errors import InputError, MLPotError
 from mlpot.md.hosts import HOSTS, Host
 from mlpot.md.plot import plot_log
@@ -19,6 +21,7 @@ from mlpot.md.replicas import BLOWN_UP
 from mlpot.md.reporters import Bar, Frame, Log, Trajectory, write_pdb
 from mlpot.md.settings import (
     CHUNK,
+    LONG,
     MINIMIZE,
     ONE_THREAD,
     Settings,
@@ -65,11 +68,24 @@ def simulate(
     atoms = settings.replicas * len(structure.numbers)
     threads = settings.threads or (1 if atoms <= ONE_THREAD else None)
     folder = output_folder(Path(out), overwrite)  # nothing is removed yet: the model may not load
+    if _worth_compiling(settings, model):
+        report(
+            "compiling the model first, once: about half a minute, for a run several times faster"
+        )
+        settings = replace(settings, engine="compiled")
     with torch_threads(threads):
         kind = ReplicaRun if settings.replicas > 1 else _Run
         run = kind(structure, model, settings, folder, report)
         _check_distances(structure)
         return run.go(progress, console)
+
+
+def _worth_compiling(settings: Settings, model: str | Path) -> bool:
+    """Does compiling save a long run more time than it takes?"""
+    long = settings.steps * settings.replicas >= LONG
+    on_cpu = not torch.cuda.is_available() and settings.platform in (None, "cpu", "CPU")
+    wanted = settings.engine == "auto" and long and on_cpu
+    return wanted and could_compile(model, settings.dtype)
 
 
 def _check_distances(structure: Structure) -> None:

@@ -242,6 +242,7 @@ def fit(
     loop, history = module.loop, out / HISTORY
     if history.is_file():
         return
+    threads = torch.get_num_threads()
     if loop.threads:
         torch.set_num_threads(loop.threads)
     keep = KeepBest(save)
@@ -274,6 +275,8 @@ def fit(
             f"interrupted at step {trainer.global_step} of {loop.steps}; give the same command "
             f"to go on from the last checkpoint in {out}"
         ) from error
+    finally:
+        torch.set_num_threads(threads)
     if trainer.is_global_zero:
         write_atomically(history, (json.dumps(keep.history, indent=1) + "\n").encode())
 

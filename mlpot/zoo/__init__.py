@@ -55,7 +55,7 @@ def resolve(model: str | Path) -> Path:
         raise UnknownModelError(f"no model file at {path}; check the path, or see `mlpot models`")
     raise UnknownModelError(
         f"no model is named {str(model)!r}; there are: {', '.join(sorted(zoo))}. Or give the path "
-        "of a .safetensors or .pt file"
+        "of a .safetensors, .pt or .pt2 file"
     )
 
 

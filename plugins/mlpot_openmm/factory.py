@@ -25,7 +25,7 @@ class MLPotFactory(MLPotentialImplFactory):
             raise TypeError(f"MLPotential({name!r}) takes model=, not {', '.join(args)}")
         if name == "mlpot" and model is None:
             raise ValueError(
-                'MLPotential("mlpot") needs model=, a .safetensors or .pt file, or a name that '
+                'MLPotential("mlpot") needs model=, a .safetensors, .pt or .pt2 file, or a name that '
                 "`mlpot models` lists"
             )
         return MLPotImpl(str(model) if model is not None else name)
