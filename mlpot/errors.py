@@ -36,6 +36,10 @@ class ExportError(MLPotError):
     """The exported model does not reproduce the eager one; nothing was written."""
 
 
+class CompileError(MLPotError):
+    """Machine code could not be made here."""
+
+
 def require(module: str, extra: str, purpose: str):
     """Import an optional module, or say what to install and why.
 

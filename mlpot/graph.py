@@ -5,6 +5,7 @@ N atoms, E directed edges, B structures.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -37,8 +38,8 @@ def batch(graphs: Sequence[Graph]) -> Graph:
         raise InputError("cannot batch an empty list of graphs")
     sizes = [g.numbers.shape[0] for g in graphs]
     structures = [g.cell.shape[0] for g in graphs]
-    first_atom = [sum(sizes[:i]) for i in range(len(sizes))]
-    first_structure = [sum(structures[:i]) for i in range(len(structures))]
+    first_atom = list(accumulate(sizes, initial=0))[:-1]
+    first_structure = list(accumulate(structures, initial=0))[:-1]
     return Graph(
         torch.cat([g.numbers for g in graphs]),
         torch.cat([g.positions for g in graphs]),
@@ -79,17 +80,21 @@ class Cut(NamedTuple):
 
 
 def cut(graph: Graph, edges: int, least: int = 1) -> list[Cut]:
-    """Cut a batched graph between structures, into parts of about so many edges.
+    """Cut a batched graph between structures, into parts of about so many edges; in one part if
+    its edges do not come structure by structure, as `batch` joins them.
 
     Args:
-        graph: from `batch`, whose edges come structure by structure.
         edges: of a part; a structure with more is a part of its own.
         least: at least so many parts, if there are so many structures.
     """
     structures = graph.cell.shape[0]
     bounds = torch.arange(structures + 1, device=graph.batch.device)
     atoms = torch.searchsorted(graph.batch, bounds).tolist()
-    filled = torch.searchsorted(graph.batch[graph.edge_index[1]], bounds)
+    owner = graph.batch[graph.edge_index[1]]
+    if bool((owner[1:] < owner[:-1]).any()):
+        whole = (structures, graph.numbers.shape[0], owner.shape[0])
+        return [Cut(*(slice(0, count) for count in whole))]
+    filled = torch.searchsorted(owner, bounds)
     ends = filled.tolist()
     count = min(structures, max(least, round(ends[-1] / edges)))
     aims = torch.linspace(0, float(ends[-1]), count + 1, device=filled.device)[1:-1]

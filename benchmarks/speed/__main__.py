@@ -30,7 +30,7 @@ def efforts() -> dict[str, Any]:
     return {
         "dev": Effort(3, 0.05, 2.0, small, slow_setup=False),
         "fast": Effort(7, 0.1, 5.0, tuple(n for n in SYSTEMS if n != "water-6000")),
-        "standard": Effort(11, 0.25, 20.0, tuple(SYSTEMS)),
+        "standard": Effort(7, 0.15, 10.0, tuple(SYSTEMS)),
     }
 
 
@@ -52,7 +52,8 @@ def run(
     only: Annotated[list[str], typer.Option(help="names that contain this; not stored")] = [],  # noqa: B006
     system: Annotated[list[str], typer.Option(help="these systems only; not stored")] = [],  # noqa: B006
 ) -> None:
-    """Measure; the whole of a mode is stored in results/<mode>.json."""
+    """Measure; the whole of a mode is stored in results/<mode>.json. A run that was cut off goes on
+    with the next system."""
     os.environ["OMP_NUM_THREADS"] = str(threads)  # before any library starts its pool
     warnings.filterwarnings("ignore")  # the peers' own
     from benchmarks.speed import bound, geometries, machine, ours, peers, timing
@@ -64,31 +65,49 @@ def run(
     names = [n for n in geometries.SYSTEMS if n in (system or effort.systems)]
     everything = [*ours.candidates(), *peers.candidates(), bound.candidate()]
     chosen = [c for c in everything if not only or any(o in c.name for o in only)]
-    started, before = time.perf_counter(), machine.load_average()
+    before = machine.load_average()
     result: dict[str, Any] = {
         "mode": mode,
         "threads": threads,
         "rounds": effort.rounds,
         "machine": machine.describe(),
+        "code": machine.code(),
         "systems": {name: geometries.SYSTEMS[name].atoms for name in names},
         "bound": {},
         "times": {},
+        "seconds": 0.0,
     }
+    part = results_file(mode).with_suffix(".part")
+    if part.is_file() and not (only or system):
+        result = _unfinished(part, result)
     for name in names:
+        if name in result["times"]:
+            continue
+        started = time.perf_counter()
         atoms = geometries.load(name)
         typer.echo(f"{name}, {len(atoms)} atoms")
         rows = timing.time_all(chosen, atoms, threads, effort, typer.echo)
         result["times"][name] = [row.to_json() for row in rows]
         if len(atoms) <= 1500:
             result["bound"][name] = bound.describe(atoms)
-    if not (only or system):
-        _batches_and_memory(result, threads, effort)
-    result["load_average"] = [before, machine.load_average()]
-    result["seconds"] = round(time.perf_counter() - started, 1)
+        result["seconds"] = round(result["seconds"] + time.perf_counter() - started, 1)
+        result["load_average"] = [before, machine.load_average()]
+        if not (only or system):
+            _write(part, result)
     if only or system:
         typer.echo(markdown(result))
         return
-    _store(result)
+    _batches_and_memory(result, threads, effort)
+    _write(part, result)
+    part.replace(results_file(mode))
+    typer.echo(f"wrote results/{mode}.json in {result['seconds']} s")
+
+
+def _unfinished(part: Path, fresh: dict[str, Any]) -> dict[str, Any]:
+    """What an interrupted run of the same code on the same machine has measured."""
+    found = json.loads(part.read_text())
+    same = all(found.get(key) == fresh[key] for key in ("threads", "rounds", "machine", "code"))
+    return found if same else fresh
 
 
 def _batches_and_memory(result: dict[str, Any], threads: int, effort: Any) -> None:
@@ -104,14 +123,9 @@ def _batches_and_memory(result: dict[str, Any], threads: int, effort: Any) -> No
     }
 
 
-def _store(result: dict[str, Any]) -> None:
-    """Whole or not at all: an interrupted run leaves the last results as they were."""
-    RESULTS.mkdir(exist_ok=True)
-    path = results_file(result["mode"])
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1) + "\n")
-    part.replace(path)
-    typer.echo(f"wrote results/{path.name} in {result['seconds']} s")
+def _write(path: Path, result: dict[str, Any]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """What the numbers were taken on: processor, cores, load, versions. No names of hosts."""
 
+import hashlib
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -37,6 +38,16 @@ def describe() -> dict[str, Any]:
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
         "environment": {k: v for k, v in os.environ.items() if k.startswith(("OMP_", "GOMP_"))},
     }
+
+
+def code() -> str:
+    """Hash of mlpot and of its default model: what a run that goes on must have in common."""
+    import mlpot
+
+    root, digest = Path(mlpot.__file__).parent, hashlib.sha256()
+    for path in sorted([*root.rglob("*.py"), *root.glob("zoo/*.safetensors")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def load_average() -> float:

@@ -15,7 +15,7 @@ from ase import Atoms
 
 from benchmarks.speed.candidates import Candidate, NotInstalled, NotSupported, Step
 
-LARGE, FEW = 1000, 5  # atoms, rounds
+LARGE, FEW = 1000, 3  # atoms, rounds; large systems are timed with all threads only
 WARM_UP = 2  # calls before a block: thread pools and caches are the other candidates' until then
 
 
@@ -98,7 +98,8 @@ def time_all(
     for candidate in candidates:
         if candidate.slow_setup and not effort.slow_setup:
             continue
-        counts = [threads] if candidate.fixed_threads else sorted({1, threads})
+        only_all = candidate.fixed_threads or len(atoms) >= LARGE
+        counts = [threads] if only_all else sorted({1, threads})
         for count in counts:
             row = Row(candidate.name, candidate.route, count)
             step = _prepare(candidate, atoms, row, effort.slowest)

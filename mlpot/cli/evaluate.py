@@ -42,6 +42,7 @@ def evaluate(
 ) -> None:
     """Compare a model with energies and forces that you trust: MAE and RMSE."""
     from mlpot.deploy.load import load
+    from mlpot.models.checkpoint import build
 
     loaded = load(model)
     records = read_data(data, energy_key=energy_key, forces_key=forces_key, units=units)
@@ -53,7 +54,7 @@ def evaluate(
     rows = {name: (part, _errors(loaded, part)) for name, part in groups.items()}
     seconds = time.perf_counter() - start
     total = _total(list(rows.values()))
-    parameters = sum(p.numel() for p in loaded.module.parameters())
+    parameters = sum(p.numel() for p in build(loaded.info).parameters())
     _show(rows, total, len(records))
     if total.energy_mae > OTHER_LEVEL:
         aside(

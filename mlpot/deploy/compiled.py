@@ -4,7 +4,6 @@ Two packages of one model. ``one`` runs on one core; a batch is cut into parts t
 cache, which threads share. ``many`` shares the work inside one large structure.
 """
 
-import os
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -16,11 +15,12 @@ import torch
 from torch import Tensor
 
 from mlpot.deploy.metadata import ENTRY, ExportInfo, parse_export_info
-from mlpot.errors import InputError, ModelFileError
+from mlpot.errors import CompileError, InputError, ModelFileError
 from mlpot.graph import Cut, Graph, cut, take
 from mlpot.models.checkpoint import write_atomically
 from mlpot.models.compiled import (
     ANY_THREADS,
+    ONE_THREAD,
     PART_EDGES,
     Runner,
     cache_path,
@@ -28,6 +28,8 @@ from mlpot.models.compiled import (
     can_compile,
     compile_package,
     cpu_features,
+    open_runner,
+    workers,
 )
 from mlpot.models.potential import Potential, Prediction
 from mlpot.models.tracing import example_graph, find_segments, sum_by_segments, trace_potential
@@ -37,10 +39,8 @@ VARIANTS = ("one", "many")
 #: edges from which a structure is worth more than one core: below, waiting costs more
 SHARED_EDGES = 600
 
-Load = Callable[[str], Runner]
-
-#: threads that may be inside one package at once
-CONCURRENT = os.cpu_count() or 1
+#: variant -> its package ready to run; None if it is not there and may not be made
+Load = Callable[[str], Runner | None]
 
 
 class CompiledPotential:
@@ -54,31 +54,42 @@ class CompiledPotential:
     def __init__(self, load: Load, threads: int | None = None):
         self._load = load
         self._fixed = threads
-        self._runners: dict[str, Runner] = {}
+        self._runners: dict[str, Runner | None] = {}
         self._pool: ThreadPoolExecutor | None = None
+
+    def __deepcopy__(self, memo: Any) -> "CompiledPotential":
+        return CompiledPotential(self._load, self._fixed)
 
     @property
     def threads(self) -> int:
         return self._fixed or torch.get_num_threads()
 
     def __call__(self, graph: Graph) -> Prediction:
+        _check_fields(graph)
         edges, structures = graph.edge_index.shape[1], graph.cell.shape[0]
         if structures > 1 and edges > PART_EDGES // 2:
-            return self._in_parts(graph, cut(graph, PART_EDGES, self.threads))
-        if self.threads > 1 and edges >= SHARED_EDGES:
-            segments = find_segments(graph)
-            return _prediction(self._runner("many")([*_fields(graph), *segments]))
-        return self._on_one_core(graph)
+            # a part for every thread, if it then has work enough
+            parts = cut(graph, PART_EDGES, min(self.threads, max(1, edges // PART_EDGES * 4)))
+            return self._in_parts(graph, parts)
+        return self._whole(graph, "many" if self.threads > 1 and edges >= SHARED_EDGES else "one")
 
-    def _on_one_core(self, graph: Graph) -> Prediction:
-        return _prediction(self._runner("one")(_fields(graph)))
+    def _whole(self, graph: Graph, variant: str) -> Prediction:
+        runner = self._runner(variant)
+        if runner is None:  # not compiled yet, and not asked for: the other one can do it too
+            variant = VARIANTS[1 - VARIANTS.index(variant)]
+            runner = self._runner(variant)
+        if runner is None:
+            raise CompileError(
+                "the compiled model has gone from the cache since it was chosen; start again, or "
+                "ask for engine='compiled'"
+            )
+        return Only(variant, runner)(graph)
 
     def _in_parts(self, graph: Graph, parts: list[Cut]) -> Prediction:
         def run(part: Cut) -> Prediction:
-            return self._on_one_core(take(graph, part))
+            return self._whole(take(graph, part), "one")
 
-        if self.threads > 1:
-            self._runner("one")  # before the threads: it may compile
+        if self.threads > 1 and len(parts) > 1:
             found = list(self._workers().map(run, parts))
         else:
             found = [run(part) for part in parts]
@@ -88,12 +99,10 @@ class CompiledPotential:
 
     def _workers(self) -> ThreadPoolExecutor:
         if self._pool is None or self._pool._max_workers != self.threads:
-            self._pool = ThreadPoolExecutor(
-                self.threads, initializer=lambda: torch.set_num_threads(1)
-            )
+            self._pool = workers(self.threads)
         return self._pool
 
-    def _runner(self, variant: str) -> Runner:
+    def _runner(self, variant: str) -> Runner | None:
         if variant not in self._runners:
             self._runners[variant] = self._load(variant)
         return self._runners[variant]
@@ -112,6 +121,26 @@ class Only:
         return _prediction(self._runner(inputs))
 
 
+def _check_fields(graph: Graph) -> None:
+    """Sizes and types, which machine code takes for granted (values it checks)."""
+    n, e = graph.numbers.shape[0], graph.edge_index.shape[-1]
+    real = graph.positions.dtype
+    wanted = (
+        ((n,), torch.int64),
+        ((n, 3), real),
+        ((2, e), torch.int64),
+        ((e, 3), real),
+        ((n,), torch.int64),
+        ((graph.cell.shape[0], 3, 3), real),
+    )
+    for name, field, (shape, dtype) in zip(Graph._fields, graph, wanted, strict=True):
+        if tuple(field.shape) != shape or field.dtype != dtype:
+            raise InputError(
+                f"Graph.{name} must be {dtype} of shape {list(shape)}, got {field.dtype} of shape "
+                f"{list(field.shape)}"
+            )
+
+
 def _prediction(outputs: list[Tensor]) -> Prediction:
     energy, interaction, forces, virial = outputs[:4]
     return Prediction(energy, forces, virial, interaction)
@@ -121,36 +150,38 @@ def _fields(graph: Graph) -> list[Tensor]:
     return [field.contiguous() for field in graph]
 
 
-def compile_cached(potential: Potential, key: dict[str, Any], threads: int | None = None) -> Any:
-    """The compiled engine of a potential. A package is made when it is first needed (half a
-    minute or more), kept in the cache, and found there the next time.
+def compile_cached(
+    potential: Potential, key: dict[str, Any], may_compile: bool = True
+) -> CompiledPotential:
+    """The compiled engine of a potential. A package is made when it is first needed (about a
+    minute), kept in the cache, and found there the next time.
 
     Args:
         key: what tells this potential from others: the hash of its weights.
-
-    Raises:
-        InputError: there is no compiler, and the package is not in the cache.
+        may_compile: False takes what is in the cache.
     """
-    dtype = potential.scale.dtype
-    key = {**key, "dtype": str(dtype)}
+    key = {**key, "dtype": str(potential.scale.dtype)}
 
-    def load(variant: str) -> Runner:
+    def load(variant: str) -> Runner | None:
         told = {**key, "variant": variant}
-        if not cache_path(told).is_file() and not can_compile():
-            raise InputError(
-                "the compiled engine needs a C++ compiler (g++) the first time. Install one, or "
-                "export on another machine with `mlpot export --format aoti`, or take another "
-                "engine"
-            )
-        package = cached(told, lambda path: compile_variant(potential, variant, path))
-        return Runner(package, CONCURRENT)
+        if not cache_path(told).is_file():
+            if not may_compile:
+                return None
+            if not can_compile():
+                raise CompileError(
+                    "the compiled engine needs a C++ compiler (g++) the first time. Install one, "
+                    "or export on another machine with `mlpot export --format aoti`, or take "
+                    "another engine"
+                )
+        return cached(told, lambda path: compile_variant(potential, variant, path), open_runner)
 
-    return CompiledPotential(load, threads)
+    return CompiledPotential(load)
 
 
 def is_cached(key: dict[str, Any], dtype: torch.dtype) -> bool:
     """Will `compile_cached` start at once?"""
-    return cache_path({**key, "dtype": str(dtype), "variant": "one"}).is_file()
+    told = {**key, "dtype": str(dtype)}
+    return any(cache_path({**told, "variant": variant}).is_file() for variant in VARIANTS)
 
 
 def compile_variant(potential: Potential, variant: str, out: Path) -> None:
@@ -159,8 +190,10 @@ def compile_variant(potential: Potential, variant: str, out: Path) -> None:
     if variant == "one":
         compile_package(module, example, 0, out)
     else:
+        module = sum_by_segments(module)
+        left = any("index_add" in str(node.target) for node in module.graph.nodes)
         inputs = [*example, *find_segments(example)]
-        compile_package(sum_by_segments(module), inputs, 0, out, ANY_THREADS)
+        compile_package(module, inputs, 0, out, ONE_THREAD if left else ANY_THREADS)
 
 
 # --- exported files --------------------------------------------------------------------------
@@ -199,11 +232,16 @@ def read_package(path: Path) -> tuple[CompiledPotential, ExportInfo]:
             "with `mlpot export --format aoti`"
         ) from error
     info = parse_export_info(text, str(path))
+    if info.torch.split(".")[:2] != torch.__version__.split(".")[:2]:
+        raise ModelFileError(
+            f"{path} was compiled with torch {info.torch}, this is {torch.__version__}. Export it "
+            "again here"
+        )
     missing = sorted(set(info.cpu) - set(cpu_features()))
     if missing:
         raise ModelFileError(
             f"{path} was compiled for another kind of processor; this one lacks "
             f"{', '.join(missing[:6])}. Export it again on this machine"
         )
-    found = {variant: Runner(path, CONCURRENT, variant) for variant in VARIANTS}
+    found = {variant: open_runner(path, variant) for variant in VARIANTS}
     return CompiledPotential(found.__getitem__), info

@@ -15,7 +15,7 @@ from mlpot.deploy.metadata import ENTRY, Dtype, ExportInfo
 from mlpot.errors import ExportError, InputError
 from mlpot.graph import Graph, batch, to
 from mlpot.models.checkpoint import ModelInfo, load_potential, write_atomically
-from mlpot.models.compiled import Runner, can_compile, cpu_features
+from mlpot.models.compiled import can_compile, cpu_features, open_runner
 from mlpot.models.potential import Potential
 from mlpot.models.scripting import script
 from mlpot.neighbors import build_graph
@@ -85,7 +85,7 @@ def _export_compiled(potential: Potential, info: ModelInfo, dtype: Dtype, out: P
         packages = {variant: Path(folder) / f"{variant}.pt2" for variant in VARIANTS}
         for variant, path in packages.items():
             compile_variant(potential, variant, path)
-        candidates = [Only(v, Runner(path)) for v, path in packages.items()]
+        candidates = [Only(v, open_runner(path)) for v, path in packages.items()]
         described = _described("compiled", candidates, potential, info, dtype)
         write_package(packages, described, out)
     return described

@@ -28,8 +28,8 @@ def load(
     Args:
         model: a zoo name (`mlpot models`), a ``.safetensors`` file, or an exported ``.pt`` or
             ``.pt2``.
-        engine: ``eager``, ``torchscript``, ``compiled`` (the first time it compiles, for half a
-            minute or more), or ``auto``: for weights compiled where that was done before, else
+        engine: ``eager``, ``torchscript``, ``compiled`` (the first time it compiles, for about
+            a minute), or ``auto``: for weights compiled where that was done before, else
             eager; for exported files what they hold.
         dtype: ``float32`` or ``float64``; None is float32 for weights, and the precision of
             export for exported files, which cannot be changed.
@@ -52,9 +52,9 @@ def load(
     real = DTYPES[dtype or "float32"]
     potential = potential.to(device=where, dtype=real)
     key = {"weights": info.sha256}
-    if engine == "auto":
-        fast = where.type == "cpu" and is_cached(key, real)
-        engine = "compiled" if fast else "eager"
+    if engine == "auto" and where.type == "cpu" and is_cached(key, real):
+        found = compile_cached(potential, key, may_compile=False)
+        return DeployedModel(found, info, "compiled", real, where)
     if engine == "torchscript":
         return DeployedModel(_scripted(potential, key), info, engine, real, where)
     if engine == "compiled":
@@ -66,13 +66,17 @@ def load(
 def _scripted(potential: Potential, key: dict[str, str]) -> torch.jit.ScriptModule:
     """Tracing takes seconds, so its result is kept in the cache."""
     told = {**key, "engine": "torchscript", "dtype": str(potential.scale.dtype)}
+    device = potential.scale.device
 
     def build(path: Path) -> None:
         buffer = io.BytesIO()
         torch.jit.save(script(potential), buffer)
         write_atomically(path, buffer.getvalue())
 
-    return torch.jit.load(cached(told, build), map_location=potential.scale.device)
+    def read(path: Path) -> torch.jit.ScriptModule:
+        return torch.jit.load(str(path), map_location=device)
+
+    return cached(told, build, read)
 
 
 def starts_compiled(model: str | Path, dtype: str | None = None) -> bool:

@@ -32,7 +32,7 @@ class ExportInfo(BaseModel):
     dtype: Dtype = "float32"
     mlpot: str
     torch: str
-    energy_deviation: float  # eV, largest seen against eager in the self-check
+    energy_deviation: float  # eV per atom, largest seen against eager in the self-check
     force_deviation: float  # eV/Å
     model: ModelInfo
 

@@ -56,8 +56,9 @@ class Settings:
         seed: of velocities and thermostat.
         report_interval: steps between frames; row i of the log is frame i.
         trajectory_format: ``dcd`` or ``xtc``.
-        engine: what runs the model: for openmm ``auto``, ``compiled``,
-            ``torchforce`` or ``python``; for ase and for replicas ``auto`` or one of `mlpot.deploy.engines.ENGINES`.
+        engine: what runs the model: for openmm ``auto``, ``compiled``, ``torchforce`` or
+            ``python``; for ase and for replicas ``auto`` or one of `mlpot.deploy.engines.ENGINES`.
+            ``auto`` compiles for long runs.
         dtype: ``float32`` or ``float64``; None is the model's own.
         platform: OpenMM platform, or for ase and for replicas ``cpu`` or ``cuda``; None chooses.
         threads: CPU threads of the model; None is one for up to 100 atoms (of all replicas), else

@@ -12,13 +12,18 @@ import json
 import logging
 import os
 import platform
-import shutil
+import re
 import tempfile
+import threading
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import torch
 from platformdirs import user_cache_path
@@ -26,9 +31,17 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from mlpot import __version__
-from mlpot.errors import ModelFileError
+from mlpot.errors import CompileError, ModelFileError
 from mlpot.models.checkpoint import write_atomically
 from mlpot.models.tracing import dynamic_sizes
+
+Got = TypeVar("Got")
+_BUILDING = threading.RLock()
+
+#: names of instruction sets among a processor's flags
+_INSTRUCTIONS = re.compile(
+    r"(avx|sse|ssse|fma|f16c|bmi|amx|popcnt|abm|lzcnt|movbe|adx|v?aes|v?pclmul|sha|gfni|asimd|sve|fp)"
+)
 
 #: edges that one call should have: what a layer holds then fits a core's second-level cache
 PART_EDGES = 1500
@@ -36,7 +49,6 @@ PART_EDGES = 1500
 #: what inductor is told
 OPTIONS: dict[str, Any] = {
     "cpp.enable_floating_point_contract_flag": "fast",  # fused multiply-add
-    "assert_indirect_indexing": False,  # indices are checked where a Graph is made
 }
 ONE_THREAD = {"cpp.threads": 1}  # additions by index need not be atomic then
 ANY_THREADS = {"cpp.dynamic_threads": True}
@@ -60,14 +72,21 @@ def compile_package(
     from torch._inductor import aoti_compile_and_package
 
     with torch.no_grad(), _quietly(), tempfile.TemporaryDirectory() as folder:
-        program = torch.export.export(
-            _Flat(module), tuple(inputs), dynamic_shapes=(dynamic_sizes(inputs, fixed),)
-        )
-        made = aoti_compile_and_package(
-            program,
-            package_path=str(Path(folder) / "model.pt2"),
-            inductor_configs={**OPTIONS, **threads},
-        )
+        try:
+            program = torch.export.export(
+                _Flat(module), tuple(inputs), dynamic_shapes=(dynamic_sizes(inputs, fixed),)
+            )
+            made = aoti_compile_and_package(
+                program,
+                package_path=str(Path(folder) / "model.pt2"),
+                inductor_configs={**OPTIONS, **threads},
+            )
+        except Exception as error:  # whatever torch's compilers raise
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise CompileError(
+                f"the model could not be compiled ({reason}). A working C++ compiler with OpenMP "
+                "(g++) is needed; or take another engine"
+            ) from error
         write_atomically(out, Path(made).read_bytes())
     return out
 
@@ -95,15 +114,21 @@ class _Flat(torch.nn.Module):
         return self.module(*inputs)
 
 
-def cached(key: dict[str, Any], build: Callable[[Path], Any]) -> Path:
-    """The package that ``key`` describes; built if it is not in the cache.
+def cached(key: dict[str, Any], build: Callable[[Path], Any], read: Callable[[Path], Got]) -> Got:
+    """What ``read`` makes of the package that ``key`` describes; built if it is not in the cache,
+    or not in a state to be read.
 
     Code, torch and processor are part of the key, so nothing stale is ever run.
     """
     path = cache_path(key)
-    if not path.is_file():
+    with _BUILDING:  # inductor is one for the whole process
+        if path.is_file():
+            try:
+                return read(path)
+            except (ModelFileError, RuntimeError):
+                path.unlink(missing_ok=True)
         build(path)
-    return path
+        return read(path)
 
 
 def cache_path(key: dict[str, Any]) -> Path:
@@ -120,21 +145,62 @@ def cache_path(key: dict[str, Any]) -> Path:
 
 
 def cache_folder() -> Path:
-    """``MLPOT_CACHE``, or the user's cache folder."""
-    return Path(os.environ.get("MLPOT_CACHE") or user_cache_path("mlpot"))
+    """``MLPOT_CACHE``, or the user's cache folder; a temporary one where that is not writable."""
+    wanted = Path(os.environ.get("MLPOT_CACHE") or user_cache_path("mlpot"))
+    return _writable(wanted)
 
 
+@lru_cache
+def _writable(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        other = Path(tempfile.mkdtemp(prefix="mlpot-cache-"))
+        warnings.warn(
+            f"compiled models cannot be kept in {folder} ({error.strerror}); they go to {other}. "
+            "Set MLPOT_CACHE to a folder that you may write to",
+            stacklevel=2,
+        )
+        return other
+
+
+@lru_cache
 def can_compile() -> bool:
-    """Is there a C++ compiler?"""
-    return shutil.which(os.environ.get("CXX", "c++")) is not None or bool(shutil.which("g++"))
+    """Is there a C++ compiler that inductor takes?"""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        return bool(get_cpp_compiler())
+    except Exception:  # its own InvalidCxxCompiler, or what a broken compiler causes
+        return False
+
+
+def workers(threads: int) -> ThreadPoolExecutor:
+    """Threads for work in parts, each on one core. They are running when this returns, and
+    torch's number of threads is what it was: setting it in one thread sets it for later ones."""
+    before, together = torch.get_num_threads(), threading.Barrier(threads)
+
+    def start() -> None:
+        torch.set_num_threads(1)
+        torch.get_num_threads()  # makes it final for this thread
+        together.wait()
+
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="mlpot")
+    for waiting in [pool.submit(start) for _ in range(threads)]:
+        waiting.result()
+    torch.set_num_threads(before)
+    return pool
 
 
 def cpu_features() -> list[str]:
     """Instruction sets of this processor; compiled code may use every one of them."""
     try:
         text = Path("/proc/cpuinfo").read_text()
-        flags = next(line for line in text.splitlines() if line.startswith(("flags", "Features")))
-        return sorted(set(flags.partition(":")[2].split()))
+        line = next(line for line in text.splitlines() if line.startswith(("flags", "Features")))
+        flags = set(line.partition(":")[2].split())
+        return sorted(flag for flag in flags if _INSTRUCTIONS.match(flag))
     except (OSError, StopIteration):
         return [platform.machine(), torch.backends.cpu.get_cpu_capability()]
 
@@ -142,8 +208,11 @@ def cpu_features() -> list[str]:
 def _code() -> str:
     """Hash of the code that a package is made from."""
     digest = hashlib.sha256(__version__.encode())
-    here = Path(__file__).parent
-    for path in (*sorted(here.glob("*.py")), here.parent / "graph.py"):
+    root = Path(__file__).parent.parent
+    # losses are part of compiled training steps
+    for path in (*sorted(root.glob("models/*.py")), *sorted(root.glob("train/*.py"))):
+        digest.update(path.read_bytes())
+    for path in (root / "graph.py",):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -155,18 +224,11 @@ _CODE = _code()
 class Runner:
     """A package ready to run: tensors in, list of tensors out. Threads may share one.
 
-    Args:
-        path: a ``.pt2`` package made on this kind of processor.
-        concurrent: how many threads may be inside at once; more of them wait.
-        name: of the graph, in a package with several.
-
-    Raises:
-        ModelFileError: truncated, or no package.
+    Made by `open_runner`.
     """
 
-    def __init__(self, path: str | Path, concurrent: int = 1, name: str = "model"):
-        self._folder = tempfile.TemporaryDirectory(prefix="mlpot-")
-        self._library = _load_library(Path(path), name, self._folder.name)
+    def __init__(self, library: ctypes.CDLL, concurrent: int):
+        self._library = library
         self._container = ctypes.c_void_p()
         self._check(
             self._library.AOTInductorModelContainerCreateWithDevice(
@@ -203,7 +265,41 @@ class Runner:
 
     def _check(self, code: int) -> None:
         if code:
-            raise RuntimeError("a compiled model failed; torch printed the reason above")
+            raise RuntimeError(
+                "a compiled model failed on its input: an index out of range, or an atomic number "
+                "beyond its table"
+            )
+
+
+#: threads that may be inside one package at once; more of them wait
+CONCURRENT = os.cpu_count() or 1
+
+
+def open_runner(path: str | Path, name: str = "model") -> Runner:
+    """A package of this kind of processor, ready to run. The same file is opened only once, because
+    a library that was loaded stays in memory.
+
+    Args:
+        path: ``.pt2``.
+        name: of the graph, in a package with several.
+
+    Raises:
+        ModelFileError: truncated, or no package.
+    """
+    path = Path(path)
+    try:
+        key = (str(path.resolve()), path.stat().st_mtime_ns, name)
+        if (known := _OPEN.get(key)) is None:
+            known = _OPEN[key] = Runner(_load_library(path, name), CONCURRENT)
+        return known
+    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+        raise ModelFileError(
+            f"{path} cannot be loaded as a compiled model ({error}): it is truncated, was made on "
+            "another kind of machine, or the temporary folder (TMPDIR) does not allow execution"
+        ) from error
+
+
+_OPEN: WeakValueDictionary[tuple[str, int, str], Runner] = WeakValueDictionary()
 
 
 _C: Any = torch._C._aoti
@@ -214,16 +310,8 @@ _capsule.restype = ctypes.py_object
 _capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
 
 
-def _load_library(path: Path, graph: str, folder: str) -> ctypes.CDLL:
-    try:
-        with zipfile.ZipFile(path) as package:
-            inside = f"/aotinductor/{graph}/"
-            (name,) = (
-                n for n in package.namelist() if inside in n and n.endswith((".so", ".dylib"))
-            )
-            return ctypes.CDLL(package.extract(name, folder))
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ModelFileError(
-            f"{path} cannot be loaded as a compiled model ({error}): truncated, or made on "
-            "another kind of machine. Compile it again here"
-        ) from error
+def _load_library(path: Path, graph: str) -> ctypes.CDLL:
+    inside = f"/aotinductor/{graph}/"
+    with zipfile.ZipFile(path) as package, tempfile.TemporaryDirectory(prefix="mlpot-") as folder:
+        (name,) = (n for n in package.namelist() if inside in n and n.endswith((".so", ".dylib")))
+        return ctypes.CDLL(package.extract(name, folder))  # once loaded, the file may go

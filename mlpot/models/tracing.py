@@ -176,7 +176,10 @@ def sum_by_segments(module: GraphModule) -> GraphModule:
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target is aten.index_add.default:
             source = node.args[3].meta["val"]
-            rows, starts = _which(node.args[2], fields, segments, source.shape[0] == edges)
+            which = _which(node.args[2], fields, segments, source.shape[0] == edges)
+            if which is None:
+                continue
+            rows, starts = which
             with graph.inserting_before(node):
                 total = _bag(graph, node.args[3], rows, starts)
                 if not str(node.args[0].target).startswith(("aten.zeros", "aten.new_zeros")):
@@ -189,10 +192,15 @@ def sum_by_segments(module: GraphModule) -> GraphModule:
     return module
 
 
-def _which(index: Node, fields: list[Node], segments: Segments, edges: bool) -> tuple[Node, Node]:
-    """The segments that an index stands for: a row of edge_index, or batch."""
+def _which(
+    index: Node, fields: list[Node], segments: Segments, edges: bool
+) -> tuple[Node, Node] | None:
+    """The segments that an index stands for: a row of edge_index, or batch. None where self-loops
+    were added to the edges."""
     row = None
     while index.op == "call_function":
+        if index.target is aten.cat.default:
+            return None
         if index.target is aten.select.int:
             row = index.args[2]
         index = index.args[0]  # type: ignore[assignment]

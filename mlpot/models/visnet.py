@@ -226,7 +226,7 @@ class ViSNet(nn.Module):
     def _with_self_loops(
         self, atoms: int, edge_index: Tensor, distance: Tensor, direction: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        loop = torch.arange(atoms, device=edge_index.device)
+        loop = edge_index.new_ones([atoms]).cumsum(0) - 1  # arange, traceable for any device
         zeros = torch.zeros([atoms, direction.shape[1]], dtype=direction.dtype, device=loop.device)
         return (
             torch.cat([edge_index, torch.stack([loop, loop])], dim=1),

@@ -7,7 +7,8 @@ import json
 import math
 import time
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -24,7 +25,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mlpot.data.loader import GraphLoader, LabelledGraph
-from mlpot.errors import InputError, MLPotError
+from mlpot.errors import CompileError, InputError, MLPotError
 from mlpot.models.checkpoint import write_atomically
 from mlpot.models.compiled import cache_path, can_compile
 from mlpot.models.tracing import state
@@ -114,9 +115,14 @@ class TrainingModule(L.LightningModule):
             return
         if not cache_path(self.key).is_file():
             report("compiling the training step, once for this architecture: about a minute")
-        self.compiled = CompiledStep(
-            self.model, self.outputs, self.terms, self.predictions, self.key, threads
-        )
+        try:
+            self.compiled = CompiledStep(
+                self.model, self.outputs, self.terms, self.predictions, self.key, threads
+            )
+        except CompileError as error:
+            if self.loop.compile == "yes":
+                raise
+            report(f"training goes on without: {error}")
 
     def evaluated(self, batch: LabelledGraph) -> tuple[torch.Tensor, ...]:
         """`outputs` of a batch; the loss carries gradients."""
@@ -242,13 +248,41 @@ def fit(
     loop, history = module.loop, out / HISTORY
     if history.is_file():
         return
-    threads = torch.get_num_threads()
-    if loop.threads:
-        torch.set_num_threads(loop.threads)
     keep = KeepBest(save)
     device = {"auto": "gpu" if torch.cuda.is_available() else "cpu"}.get(loop.device, loop.device)
-    module.prepare(device, torch.get_num_threads(), report)
-    trainer = L.Trainer(
+    with _threads(loop.threads):
+        module.prepare(device, torch.get_num_threads(), report)
+        trainer = _trainer(loop, device, out, keep, progress)
+        resume = out / RESUME
+        start = str(resume) if resume.is_file() else None
+        try:
+            trainer.fit(module, train, validation, ckpt_path=start, weights_only=True)
+        except (SystemExit, KeyboardInterrupt) as error:  # Lightning turns Ctrl-C into an exit
+            raise MLPotError(
+                f"interrupted at step {trainer.global_step} of {loop.steps}; give the same command "
+                f"to go on from the last checkpoint in {out}"
+            ) from error
+        finally:
+            if module.compiled:
+                module.compiled.close()
+    if trainer.is_global_zero:
+        write_atomically(history, (json.dumps(keep.history, indent=1) + "\n").encode())
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """So many torch threads (0 leaves them alone), and afterwards what there was."""
+    before = torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _trainer(loop: LoopConfig, device: str, out: Path, keep: KeepBest, progress: bool) -> L.Trainer:
+    return L.Trainer(
         default_root_dir=out,
         accelerator=device,
         devices=loop.devices,
@@ -266,19 +300,6 @@ def fit(
         enable_model_summary=False,
         log_every_n_steps=min(50, loop.validate_every),
     )
-    resume = out / RESUME
-    start = str(resume) if resume.is_file() else None
-    try:
-        trainer.fit(module, train, validation, ckpt_path=start, weights_only=True)
-    except (SystemExit, KeyboardInterrupt) as error:  # Lightning turns Ctrl-C into an exit
-        raise MLPotError(
-            f"interrupted at step {trainer.global_step} of {loop.steps}; give the same command "
-            f"to go on from the last checkpoint in {out}"
-        ) from error
-    finally:
-        torch.set_num_threads(threads)
-    if trainer.is_global_zero:
-        write_atomically(history, (json.dumps(keep.history, indent=1) + "\n").encode())
 
 
 def _callbacks(loop: LoopConfig, keep: KeepBest, out: Path, progress: bool) -> list[Callback]:

@@ -6,7 +6,6 @@ one core. Gradients of the parts add up, because losses are sums.
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from mlpot.data.loader import LabelledGraph
 from mlpot.graph import Graph, cut, take
-from mlpot.models.compiled import PART_EDGES, Runner, cached, compile_package
+from mlpot.models.compiled import PART_EDGES, cached, compile_package, open_runner, workers
 from mlpot.models.tracing import example_graph, state, trace_gradients
 
 #: ``outputs(weights, batch) -> (loss, predictions, ...)``; a prediction has a row an atom or a
@@ -58,12 +57,16 @@ class CompiledStep:
             known = [*state(model), *fixed]
             compile_package(graph, [*known, *example], len(known), path)
 
-        self._runner = Runner(cached(key, build), threads)
-        self._pool = ThreadPoolExecutor(threads, initializer=lambda: torch.set_num_threads(1))
+        self._runner = cached(key, build, open_runner)
+        self._pool = workers(threads)
         torch.set_num_threads(1)  # threads inside operations would only fight with ours
 
     def __deepcopy__(self, memo: Any) -> "CompiledStep":
         return self  # Lightning copies its module for averaged weights; a library is not copied
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown()
 
     def __call__(self, weights: Tensor, batch: LabelledGraph) -> tuple[list[Tensor], list[Tensor]]:
         """Loss and predictions of the whole batch; a gradient for every parameter."""

@@ -25,8 +25,8 @@ class MLPotFactory(MLPotentialImplFactory):
             raise TypeError(f"MLPotential({name!r}) takes model=, not {', '.join(args)}")
         if name == "mlpot" and model is None:
             raise ValueError(
-                'MLPotential("mlpot") needs model=, a .safetensors, .pt or .pt2 file, or a name that '
-                "`mlpot models` lists"
+                'MLPotential("mlpot") needs model=, a .safetensors, .pt or .pt2 file, or a name '
+                "that `mlpot models` lists"
             )
         return MLPotImpl(str(model) if model is not None else name)
 

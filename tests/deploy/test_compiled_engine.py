@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,13 @@ import torch
 from torch._inductor.package import load_package
 
 from mlpot import MLPotCalculator
-from mlpot.deploy.compiled import is_cached
+from mlpot.deploy.compiled import compile_variant, is_cached
 from mlpot.deploy.export import export
 from mlpot.deploy.load import load, starts_compiled
 from mlpot.deploy.metadata import ENTRY
 from mlpot.deploy.standalone import standalone
-from mlpot.errors import InputError, ModelFileError
+from mlpot.errors import CompileError, InputError, ModelFileError
+from mlpot.graph import batch
 from mlpot.models.compiled import can_compile
 from tests.helpers import ethanol, methanol_with_water, save_random_model
 
@@ -103,13 +105,100 @@ def test_the_first_use_compiles_and_the_next_finds_it(
     np.testing.assert_allclose(atoms.get_forces(), want.forces, atol=2e-5)
 
 
+def test_auto_never_compiles(
+    weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With one of the two packages in the cache, that one does everything."""
+    monkeypatch.setenv("MLPOT_CACHE", str(tmp_path))
+    small, large = ethanol(), ethanol()
+    large.cell = [6.0, 6.0, 5.5]
+    large *= (3, 3, 2)
+    torch.set_num_threads(2)
+    load(weights, engine="compiled", device="cpu")(small.numbers, small.positions)  # only "one"
+    monkeypatch.setattr(
+        "mlpot.deploy.compiled.compile_variant", lambda *args: pytest.fail("it compiles")
+    )
+    model, eager = load(weights, device="cpu"), load(weights, engine="eager")
+    assert model.engine == "compiled"
+    for atoms in (small, large):
+        want = eager(atoms.numbers, atoms.positions)
+        got = model(atoms.numbers, atoms.positions)
+        np.testing.assert_allclose(got.forces, want.forces, atol=5e-5)
+
+
+def test_two_threads_may_come_first(
+    weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLPOT_CACHE", str(tmp_path))
+    built: list[Path] = []
+
+    def build(potential: object, variant: str, path: Path) -> None:
+        built.append(path)
+        compile_variant(potential, variant, path)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("mlpot.deploy.compiled.compile_variant", build)
+    model, atoms = load(weights, engine="compiled", device="cpu"), ethanol()
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda _: model(atoms.numbers, atoms.positions).energy, range(2)))
+    assert len(built) == 1 and both[0] == both[1]
+
+
+@pytest.mark.parametrize("field", ["numbers", "edge_index", "shifts", "batch"])
+def test_graphs_that_do_not_fit_are_errors_not_crashes(
+    exported: tuple[Path, str], field: str
+) -> None:
+    path, _ = exported
+    model = load(path)
+    graph = model.bind(ethanol().numbers).graph(ethanol().positions)
+    value = getattr(graph, field)
+    with pytest.raises(InputError, match=r"Graph\.\w+ must be"):
+        model.predict(graph._replace(**{field: value[..., :-1]}))
+    if not value.is_floating_point():
+        with pytest.raises(InputError, match=r"Graph\.\w+ must be"):
+            model.predict(graph._replace(**{field: value.int()}))
+    if field == "numbers":
+        with pytest.raises(RuntimeError, match="out of range"):
+            model.predict(graph._replace(numbers=value + 117))
+    if field == "edge_index":
+        with pytest.raises(RuntimeError, match="out of range"):
+            model.predict(graph._replace(edge_index=value + 10**6))
+
+
+def test_a_batch_whose_edges_are_mixed(exported: tuple[Path, str], weights: Path) -> None:
+    path, dtype = exported
+    model, eager = load(path), load(weights, engine="eager", dtype=dtype)
+    one = model.bind(ethanol().numbers).graph(ethanol().positions)
+    many = batch([one] * 40)
+    order = torch.randperm(many.edge_index.shape[1])
+    mixed = many._replace(edge_index=many.edge_index[:, order], shifts=many.shifts[order])
+    want = eager.predict(many).forces
+    torch.testing.assert_close(model.predict(mixed).forces, want, atol=5e-5, rtol=0)
+
+
+def test_a_broken_compiler_is_no_riddle(
+    weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    broken = tmp_path / "g++"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    code = (
+        "from mlpot.models.compiled import can_compile; assert not can_compile()\n"
+        "from mlpot.deploy.load import load; from ase.build import molecule; a = molecule('H2O')\n"
+        f"load({str(weights)!r}, engine='compiled', device='cpu')(a.numbers, a.positions)"
+    )
+    bare = {k: v for k, v in os.environ.items() if k not in ("CXX", "CC")}
+    bare |= {"PATH": str(tmp_path), "MLPOT_CACHE": str(tmp_path / "cache")}
+    run = subprocess.run([sys.executable, "-c", code], env=bare, capture_output=True, text=True)
+    assert "CompileError: the compiled engine needs a C++ compiler" in run.stderr, run.stderr
+
+
 def test_without_a_compiler_the_error_names_the_remedy(
     weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("MLPOT_CACHE", str(tmp_path))
     monkeypatch.setattr("mlpot.deploy.compiled.can_compile", lambda: False)
     model = load(weights, engine="compiled", device="cpu")
-    with pytest.raises(InputError, match=r"C\+\+ compiler.*mlpot export --format aoti"):
+    with pytest.raises(CompileError, match=r"C\+\+ compiler.*mlpot export --format aoti"):
         model(ethanol().numbers, ethanol().positions)
 
 

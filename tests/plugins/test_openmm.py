@@ -16,6 +16,7 @@ from openmm import app, unit
 from mlpot.deploy.export import export
 from mlpot.deploy.load import load
 from mlpot.errors import InputError, MissingDependencyError, UnsupportedSystemError
+from mlpot.models.compiled import can_compile
 from mlpot.units import EV_TO_KJ_PER_MOL
 from tests.helpers import ethanol, methanol_with_water, save_random_model
 
@@ -28,6 +29,15 @@ BOX = 0.9  # nm, smaller than twice the cutoff of 5 Å
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_random_model(tmp_path_factory.mktemp("model") / "random.safetensors")
+
+
+@pytest.fixture(scope="module")
+def exported(weights: Path) -> dict[str, Path]:
+    """dtype -> exported model"""
+    paths = {dtype: weights.with_name(f"{dtype}.pt") for dtype in ("float32", "float64")}
+    for dtype, path in paths.items():
+        export(weights, path, dtype=dtype)
+    return paths
 
 
 def topology_of(atoms: Atoms, box: float | None = None) -> app.Topology:
@@ -72,12 +82,14 @@ def engines() -> list[str]:
 @pytest.mark.parametrize("kind", ["weights", "exported"])
 @pytest.mark.parametrize("box", [None, BOX])
 def test_same_numbers_as_ase_and_eager(
-    weights: Path, tmp_path: Path, engine: str, dtype: str, kind: str, box: float | None
+    weights: Path,
+    exported: dict[str, Path],
+    engine: str,
+    dtype: str,
+    kind: str,
+    box: float | None,
 ) -> None:
-    model = weights
-    if kind == "exported":
-        model = tmp_path / "model.pt"
-        export(weights, model, dtype=dtype)
+    model = exported[dtype] if kind == "exported" else weights
     for atoms in (ethanol(), methanol_with_water()):
         cell = None if box is None else np.eye(3) * box * 10
         want = load(weights, dtype=dtype)(atoms.numbers, atoms.positions, cell)
@@ -89,6 +101,30 @@ def test_same_numbers_as_ase_and_eager(
             energy, forces = evaluate(system, atoms, platform)
             assert energy == pytest.approx(want.energy, abs=1e-4)  # what the two hosts may differ
             np.testing.assert_allclose(forces, want.forces, atol=5e-5)
+
+
+@pytest.mark.skipif(not can_compile(), reason="no C++ compiler on this machine")
+def test_the_compiled_engine(
+    weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Eager's numbers; once compiled, auto takes it; and it survives serialisation."""
+    monkeypatch.setenv("MLPOT_CACHE", str(tmp_path))
+    atoms = ethanol()
+    want = load(weights, engine="eager")(atoms.numbers, atoms.positions)
+    potential, topology = MLPotential("mlpot", model=str(weights)), topology_of(atoms)
+    energy, forces = evaluate(quietly(potential, topology, engine="compiled"), atoms)
+    assert energy == pytest.approx(want.energy, abs=1e-4)
+    np.testing.assert_allclose(forces, want.forces, atol=5e-5)
+
+    with pytest.warns(UserWarning, match="PythonForce, because its compiled engine is there"):
+        system = potential.createSystem(topology)
+    copy = openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(system))
+    np.testing.assert_allclose(evaluate(copy, atoms)[1], want.forces, atol=5e-5)
+    with pytest.raises(InputError, match="TorchForce needs weights"):
+        (tmp_path / "x.pt2").write_bytes(b"")
+        MLPotential("mlpot", model=str(tmp_path / "x.pt2")).createSystem(
+            topology, engine="torchforce"
+        )
 
 
 @pytest.mark.parametrize("engine", engines())
