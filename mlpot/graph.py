@@ -71,6 +71,36 @@ def unbatch(graph: Graph) -> list[Graph]:
     return graphs
 
 
+def halve(graph: Graph) -> Graph:
+    """One direction of every edge; `whole` adds the other.
+
+    Raises:
+        InputError: an edge has no reverse.
+    """
+    sender, receiver = graph.edge_index[0], graph.edge_index[1]
+    kept = sender < receiver
+    loops = sender == receiver
+    if bool(loops.any()):  # an atom and its own image
+        x, y, z = graph.shifts.unbind(1)
+        kept = kept | (loops & ((x > 0) | ((x == 0) & ((y > 0) | ((y == 0) & (z > 0))))))
+    half = graph._replace(edge_index=graph.edge_index[:, kept], shifts=graph.shifts[kept])
+    if 2 * half.shifts.shape[0] != sender.shape[0]:
+        raise InputError("every edge of a Graph must come with its reverse")
+    return half
+
+
+def whole(half: Graph) -> Graph:
+    """Both directions of every edge: those of ``half``, then all of them reversed."""
+    return Graph(
+        half.numbers,
+        half.positions,
+        torch.cat([half.edge_index, half.edge_index.flip(0)], dim=1),
+        torch.cat([half.shifts, -half.shifts]),
+        half.batch,
+        half.cell,
+    )
+
+
 class Cut(NamedTuple):
     """A run of neighbouring structures in a batched graph."""
 

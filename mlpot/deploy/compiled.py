@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mlpot.deploy.metadata import ENTRY, ExportInfo, parse_export_info
 from mlpot.errors import CompileError, InputError, ModelFileError
-from mlpot.graph import Cut, Graph, cut, take
+from mlpot.graph import Cut, Graph, cut, halve, take
 from mlpot.models.checkpoint import write_atomically
 from mlpot.models.compiled import (
     ANY_THREADS,
@@ -37,7 +37,7 @@ from mlpot.models.tracing import example_graph, find_segments, sum_by_segments, 
 VARIANTS = ("one", "many")
 
 #: edges from which a structure is worth more than one core: below, waiting costs more
-SHARED_EDGES = 600
+SHARED_EDGES = 1000
 
 #: variant -> its package ready to run; None if it is not there and may not be made
 Load = Callable[[str], Runner | None]
@@ -115,9 +115,10 @@ class Only:
         self._variant, self._runner = variant, runner
 
     def __call__(self, graph: Graph) -> Prediction:
-        inputs = _fields(graph)
+        half = halve(graph)
+        inputs = [field.contiguous() for field in half]
         if self._variant == "many":
-            inputs += find_segments(graph)
+            inputs += find_segments(half)
         return _prediction(self._runner(inputs))
 
 
@@ -144,10 +145,6 @@ def _check_fields(graph: Graph) -> None:
 def _prediction(outputs: list[Tensor]) -> Prediction:
     energy, interaction, forces, virial = outputs[:4]
     return Prediction(energy, forces, virial, interaction)
-
-
-def _fields(graph: Graph) -> list[Tensor]:
-    return [field.contiguous() for field in graph]
 
 
 def compile_cached(

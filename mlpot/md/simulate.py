@@ -70,7 +70,7 @@ def simulate(
     folder = output_folder(Path(out), overwrite)  # nothing is removed yet: the model may not load
     if _worth_compiling(settings, model):
         report(
-            "compiling the model first, once: about half a minute, for a run several times faster"
+            "compiling the model first, once: about a minute, for a run several times faster"
         )
         settings = replace(settings, engine="compiled")
     with torch_threads(threads):

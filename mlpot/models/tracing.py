@@ -14,7 +14,8 @@ A third, `sum_by_segments`, is for several cores in one large structure.
 import copy
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from mlpot.graph import Graph
+from mlpot.graph import Graph, whole
 from mlpot.models.potential import Potential
 
 aten = torch.ops.aten
@@ -47,8 +48,8 @@ _VIEWS = (
 def trace_potential(potential: Potential, rewrite: bool = True) -> GraphModule:
     """Graph fields -> energy and interaction [B] eV (float64), forces [N, 3], virial [B, 3, 3].
 
-    Weights become constants of the graph. ``rewrite`` for a compiler, as above; outputs after
-    the fourth are then intermediate results.
+    Weights become constants of the graph. With ``rewrite``, for a compiler, the fields are those of
+    `mlpot.graph.halve`, and outputs after the fourth are intermediate results.
     """
     potential = potential.eval()
     frozen = [p for p in potential.parameters() if p.requires_grad]
@@ -57,13 +58,25 @@ def trace_potential(potential: Potential, rewrite: bool = True) -> GraphModule:
     try:
 
         def predict(*fields: Tensor) -> tuple[Tensor, ...]:
-            p = potential(Graph(*fields))
+            p = potential(whole(Graph(*fields)) if rewrite else Graph(*fields))
             return p.energy, p.interaction, p.forces, p.virial
 
-        return _flat(predict, example_graph(potential), 2, rewrite)
+        with paired(potential, rewrite):
+            return _flat(predict, example_graph(potential), 2, rewrite)
     finally:
         for p in frozen:
             p.requires_grad_(True)
+
+
+@contextmanager
+def paired(model: nn.Module, yes: bool = True) -> Iterator[None]:
+    """While tracing: the backbone may count on graphs from `mlpot.graph.whole`."""
+    backbone: Any = model.backbone
+    before, backbone.paired = backbone.paired, yes
+    try:
+        yield
+    finally:
+        backbone.paired = before
 
 
 def trace_gradients(
@@ -79,7 +92,8 @@ def trace_gradients(
         model: in training mode; its parameters and buffers are inputs of the graph.
         loss: ``loss(*fixed, *example) -> (loss, ...)``, which calls the model.
         fixed: inputs that never change their size.
-        example: tensors of typical sizes, all different; a Graph's fields come first.
+        example: tensors of typical sizes, all different; the fields of a Graph come first, as
+            `mlpot.graph.halve` leaves them.
     """
     names = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
     count, learned = len(names), len(list(model.parameters()))
@@ -99,7 +113,8 @@ def trace_gradients(
         )
 
     inputs = [*state(model), *fixed, *example]
-    return _flat(step, inputs, edge_index=count + len(fixed) + 2)
+    with paired(model):
+        return _flat(step, inputs, edge_index=count + len(fixed) + 2)
 
 
 def state(model: nn.Module) -> list[Tensor]:
@@ -139,26 +154,39 @@ class Segments(NamedTuple):
     receivers: Any  # [N] where the edges of each receiver start
     by_sender: Any  # [E]
     senders: Any  # [N]
+    half_by_receiver: Any  # [E/2] the same for one direction of every edge
+    half_receivers: Any  # [N]
+    half_by_sender: Any  # [E/2]
+    half_senders: Any  # [N]
     atoms: Any  # [N] atoms in order
     structures: Any  # [B] where the atoms of each structure start
     structure_edges: Any  # [B] where the edges of each structure start, by receiver
 
 
-def find_segments(graph: Graph) -> Segments:
-    """The segments of a graph; its structures must be in order, its edges need not be."""
-    count = graph.numbers.shape[0]
-    atoms = torch.arange(count)
-    sender, by_sender = graph.edge_index[0].sort()
-    receiver, by_receiver = graph.edge_index[1].sort()
+def find_segments(half: Graph) -> Segments:
+    """The segments of `whole(half)`; structures must be in order, edges need not be."""
+    graph = whole(half)
+    atoms = torch.arange(graph.numbers.shape[0])
+
+    def ordered(index: Tensor) -> tuple[Tensor, Tensor]:
+        value, order = index.sort()
+        return order, torch.searchsorted(value, atoms)
+
+    by_receiver, receivers = ordered(graph.edge_index[1])
+    edges = by_receiver.shape[0]
+    # the reverse of an edge is half the edges away, and sends to the atom that it came from
+    by_sender = (by_receiver + edges // 2) % max(1, edges)
     structures = torch.arange(graph.cell.shape[0])
     return Segments(
         by_receiver,
-        torch.searchsorted(receiver, atoms),
+        receivers,
         by_sender,
-        torch.searchsorted(sender, atoms),
+        receivers,
+        *ordered(half.edge_index[1]),
+        *ordered(half.edge_index[0]),
         atoms,
         torch.searchsorted(graph.batch, structures),
-        torch.searchsorted(graph.batch[receiver], structures),
+        torch.searchsorted(graph.batch[graph.edge_index[1][by_receiver]], structures),
     )
 
 
@@ -169,14 +197,15 @@ def sum_by_segments(module: GraphModule) -> GraphModule:
     module = copy.deepcopy(module)
     graph = module.graph
     fields = [n for n in graph.nodes if n.op == "placeholder"]
-    edges = fields[2].meta["val"].shape[1]
+    (both,) = (n for n in graph.nodes if _is_whole(n, fields[2]))
+    edges = both.meta["val"].shape[1]
     with graph.inserting_after(fields[-1]):
         nodes = {name: graph.placeholder(name) for name in reversed(Segments._fields)}
     segments = Segments(**nodes)
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target is aten.index_add.default:
             source = node.args[3].meta["val"]
-            which = _which(node.args[2], fields, segments, source.shape[0] == edges)
+            which = _which(node.args[2], both, segments, source.shape[0] == edges)
             if which is None:
                 continue
             rows, starts = which
@@ -192,26 +221,31 @@ def sum_by_segments(module: GraphModule) -> GraphModule:
     return module
 
 
-def _which(
-    index: Node, fields: list[Node], segments: Segments, edges: bool
-) -> tuple[Node, Node] | None:
+def _is_whole(node: Node, half: Node) -> bool:
+    """Is this the edge_index of `whole`: one direction and the other?"""
+    return node.target is aten.cat.default and node.args[0][0] is half  # type: ignore
+
+
+def _which(index: Node, both: Node, segments: Segments, edges: bool) -> tuple[Node, Node] | None:
     """The segments that an index stands for: a row of edge_index, or batch. None where self-loops
     were added to the edges."""
-    row = None
-    while index.op == "call_function":
+    row, half = None, False
+    while index is not both and index.op == "call_function":
         if index.target is aten.cat.default:
             return None
         if index.target is aten.select.int:
             row = index.args[2]
+        half = half or index.target is aten.slice.Tensor
         index = index.args[0]  # type: ignore[assignment]
-    if index is fields[4]:
+    if index is not both:  # batch
         if edges:
             return segments.by_receiver, segments.structure_edges
         return segments.atoms, segments.structures
-    assert index is fields[2], "a sum over what is neither edges nor atoms"
-    if row == 0:
-        return segments.by_sender, segments.senders
-    return segments.by_receiver, segments.receivers
+    if half:
+        ends = (segments.half_by_sender, segments.half_senders)
+        return ends if row == 0 else (segments.half_by_receiver, segments.half_receivers)
+    ends = (segments.by_sender, segments.senders)
+    return ends if row == 0 else (segments.by_receiver, segments.receivers)
 
 
 def _bag(graph: torch.fx.Graph, source: Node, rows: Node, starts: Node) -> Node:
@@ -244,10 +278,10 @@ def _flat(
 ) -> GraphModule:
     module = make_fx(function, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*inputs)
     placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
-    edges = placeholders[edge_index].meta["val"].shape[1]
+    half = placeholders[edge_index].meta["val"].shape[1]
     if rewrite:
         _add_bias_last(module)
-        _keep_edge_quantities(module, edges)
+        _keep_edge_quantities(module, (half, 2 * half))
     # inputs and outputs as flat lists, whatever was traced
     module.graph.set_codegen(torch.fx.graph.CodeGen())
     module.graph.eliminate_dead_code()
@@ -271,7 +305,7 @@ def _add_bias_last(module: GraphModule) -> None:
             module.graph.erase_node(node)
 
 
-def _keep_edge_quantities(module: GraphModule, edges: Any) -> None:
+def _keep_edge_quantities(module: GraphModule, edges: tuple[Any, ...]) -> None:
     """Make narrow edge quantities that wide ones read outputs: outputs are stored, and what is
     stored is read."""
     kept: list[Node] = []
@@ -288,14 +322,14 @@ def _keep_edge_quantities(module: GraphModule, edges: Any) -> None:
     output.args = ((*output.args[0], *kept),)
 
 
-def _is_narrow(node: Node, edges: Any) -> bool:
+def _is_narrow(node: Node, edges: tuple[Any, ...]) -> bool:
     value = node.meta.get("val")
     return (
         isinstance(value, Tensor)
         and value.is_floating_point()
         and value.dim() > 0
         and not isinstance(value.shape[0], int)
-        and value.shape[0] == edges
+        and any(value.shape[0] == count for count in edges)
         and _width(node) <= _NARROW
     )
 

@@ -6,6 +6,8 @@ Differences from the published code, all switchable where published weights need
   ViSNet envelopes the attention only, and the bias in front of the vector message lets it
   through at r = cutoff, so energy and forces jump when a pair crosses.
 * ``vector_norm="soft"``: no kinks where two channels swap order.
+* ``paired``: where the second half of the edges are the first reversed (`mlpot.graph.whole`), what
+  is the same both ways is computed once.
 * Projections that share an input are one matrix product; those of the sender's and the
   receiver's vectors are taken on atoms, not on edges; the first layer, whose vector
   features are zero, does no work on them.
@@ -107,16 +109,17 @@ class ViSNetLayer(nn.Module):
         edge_index: Tensor,
         envelope: Tensor,
         direction: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Residuals of x [N, H], vec [N, L, H] and f [E, H].
 
-        envelope [E, 1]; direction [E, L, 1] unit harmonics of the edge.
+        envelope [E, 1]; direction [E, L, 1] unit harmonics of the edge. f may be that of the
+        first half of paired edges, [E/2, H].
         """
         sender, receiver = edge_index[0], edge_index[1]
         atoms, h = x.shape[0], self.channels
         q, k, v = self.qkv(self.scalar_norm(x)).split(h, dim=1)
         # splits, not slices: the gradient of a split is one concatenation
-        edge = silu(self.edge(f)).split(h, dim=1)
+        edge = _all(silu(self.edge(f)), envelope.shape[0]).split(h, dim=1)
         dk, dv = edge[0], edge[1]
 
         product = q.index_select(0, receiver) * k.index_select(0, sender) * dk
@@ -134,7 +137,7 @@ class ViSNetLayer(nn.Module):
 
         if self.first:
             messages = s.unsqueeze(1) * direction
-            return o[0], sum_over_edges(messages, receiver, atoms), torch.zeros_like(f)
+            return o[0], sum_over_edges(messages, receiver, atoms), None
 
         vec = self.vector_norm(vec)
         projected = self.vector(vec).split(h, dim=2)
@@ -145,7 +148,7 @@ class ViSNetLayer(nn.Module):
         dvec = projected[2] * o[0].unsqueeze(1) + sum_over_edges(messages, receiver, atoms)
         dx = (projected[0] * projected[1]).sum(dim=1) * o[1] + o[2]
         if not self.update_edges:
-            return dx, dvec, torch.zeros_like(f)
+            return dx, dvec, None
 
         a = projected[3].index_select(0, receiver)
         b = projected[4].index_select(0, sender)
@@ -155,8 +158,17 @@ class ViSNetLayer(nn.Module):
         return dx, dvec, edge[2] * dot
 
 
+def _all(values: Tensor, edges: int) -> Tensor:
+    """Of all edges, from those of all, or of the first half of paired ones."""
+    return values if values.shape[0] == edges else values.repeat(2, 1)
+
+
 class ViSNet(nn.Module):
-    """Backbone: Graph and its edge vectors -> Features."""
+    """Backbone: Graph and its edge vectors -> Features.
+
+    Attributes:
+        paired: graphs come from `mlpot.graph.whole`.
+    """
 
     def __init__(self, config: ViSNetConfig):
         super().__init__()
@@ -164,6 +176,7 @@ class ViSNet(nn.Module):
         self.cutoff = config.cutoff
         self.lmax = config.lmax
         self.self_loops = config.self_loops
+        self.paired = False
         h, kind = config.channels, "polynomial" if config.smooth else "cosine"
         self.envelope = Envelope(config.cutoff, kind)
         self.basis = ExpNormalBasis(config.cutoff, config.radial, kind)
@@ -194,14 +207,18 @@ class ViSNet(nn.Module):
         edge_index = graph.edge_index
         distance = torch.sqrt((vectors * vectors).sum(dim=1))
         direction = spherical_harmonics(vectors / distance.unsqueeze(1), self.lmax)
-        radial, edge_filter = self._radial(distance)
-        x = self._embed(graph.numbers, edge_index, radial)
+        edges = vectors.shape[0]
+        once = edges // 2 if self.paired and not self.self_loops else edges
+        radial, edge_filter = self._radial(distance[:once])
+        x = self._embed(graph.numbers, edge_index, _all(radial, edges))
         if self.self_loops:
             edge_index, distance, direction = self._with_self_loops(
                 x.shape[0], edge_index, distance, direction
             )
             edge_filter = self._radial(distance)[1]
-        f = x.index_select(0, edge_index[0]) + x.index_select(0, edge_index[1])
+            once = distance.shape[0]
+        ends = edge_index[:, :once]  # the sum over both ends is the same both ways
+        f = x.index_select(0, ends[0]) + x.index_select(0, ends[1])
         f = f * edge_filter
         envelope = self.envelope(distance).unsqueeze(1)
         direction = direction.unsqueeze(2)
@@ -210,7 +227,9 @@ class ViSNet(nn.Module):
         )
         for layer in self.layers:
             dx, dvec, df = layer(x, vec, f, edge_index, envelope, direction)
-            x, vec, f = x + dx, vec + dvec, f + df
+            x, vec = x + dx, vec + dvec
+            if df is not None:  # the update knows an edge from its reverse
+                f = _all(f, envelope.shape[0]) + df
         return Features(self.scalar_norm(x), self.vector_norm(vec))
 
     def _radial(self, distance: Tensor) -> tuple[Tensor, Tensor]:

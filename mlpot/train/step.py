@@ -5,7 +5,7 @@ batch is cut into parts small enough for a processor's cache, which threads work
 one core. Gradients of the parts add up, because losses are sums.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mlpot.data.loader import LabelledGraph
-from mlpot.graph import Graph, cut, take
+from mlpot.graph import Graph, cut, halve, take, whole
 from mlpot.models.compiled import PART_EDGES, cached, compile_package, open_runner, workers
 from mlpot.models.tracing import example_graph, state, trace_gradients
 
@@ -51,7 +51,8 @@ class CompiledStep:
             example = _example(model)
 
             def loss(weights: Tensor, *fields: Tensor) -> tuple[Tensor, ...]:
-                return outputs(weights, _labelled(fields))
+                graph = whole(Graph(*fields[:6]))
+                return outputs(weights, LabelledGraph(graph, *fields[6:]))
 
             graph = trace_gradients(model, loss, fixed, example)
             known = [*state(model), *fixed]
@@ -112,15 +113,12 @@ def parts(batch: LabelledGraph, least: int) -> list[LabelledGraph]:
 
 
 def _fields(batch: LabelledGraph) -> list[Tensor]:
-    return [f.contiguous() for f in (*batch.graph, batch.energy, batch.forces, batch.noise)]
-
-
-def _labelled(fields: Sequence[Tensor]) -> LabelledGraph:
-    return LabelledGraph(Graph(*fields[:6]), *fields[6:])
+    labels = (batch.energy, batch.forces, batch.noise)
+    return [f.contiguous() for f in (*halve(batch.graph), *labels)]
 
 
 def _example(model: nn.Module) -> list[Tensor]:
     graph = example_graph(model)
     energy = torch.zeros(graph.cell.shape[0], dtype=torch.float64)
     nothing = torch.zeros_like(graph.positions)
-    return _fields(LabelledGraph(graph, energy, nothing, nothing.clone()))
+    return [*graph, energy, nothing, nothing.clone()]

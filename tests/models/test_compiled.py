@@ -9,8 +9,8 @@ import torch
 
 from mlpot.deploy.compiled import CompiledPotential, Only, compile_variant
 from mlpot.deploy.export import check_graphs
-from mlpot.errors import ModelFileError
-from mlpot.graph import Graph, batch, cut, take
+from mlpot.errors import InputError, ModelFileError
+from mlpot.graph import Graph, batch, cut, halve, take, whole
 from mlpot.models.compiled import cache_path, cached, can_compile, open_runner, workers
 from mlpot.models.potential import Potential
 from mlpot.models.scripting import script
@@ -50,7 +50,7 @@ def test_a_traced_graph_gives_eagers_numbers_at_every_size(name: str) -> None:
     potential = small(**CONFIGS[name]).double()
     traced = trace_potential(potential)
     for graph in graphs(potential):
-        energy, interaction, forces, virial = traced(*graph)[:4]
+        energy, interaction, forces, virial = traced(*halve(graph))[:4]
         want = potential(graph)
         torch.testing.assert_close(energy, want.energy, atol=1e-9, rtol=1e-12)
         torch.testing.assert_close(interaction, want.interaction, atol=1e-10, rtol=1e-10)
@@ -95,6 +95,7 @@ def test_sums_by_segments_do_not_depend_on_the_order_of_edges(name: str) -> None
         mixed = graph._replace(
             edge_index=graph.edge_index[:, shuffle].contiguous(), shifts=graph.shifts[shuffle]
         )
+        mixed = halve(mixed)
         forces = module(*mixed, *find_segments(mixed))[2]
         torch.testing.assert_close(forces, potential(graph).forces, atol=1e-10, rtol=1e-10)
 
@@ -170,6 +171,18 @@ def test_the_cache_builds_once_and_tells_keys_apart(
     built[0].write_bytes(b"pack")  # cut off: made again, not a riddle for the user
     assert cached({"weights": "a"}, build, read) == b"package" and len(built) == 2
     assert cache_path({"weights": "b"}) != built[0] and built[0].parent == tmp_path
+
+
+def test_half_the_edges_say_it_all() -> None:
+    potential = small(heads=16).double()
+    for graph in graphs(potential):
+        again = whole(halve(graph))
+        torch.testing.assert_close(potential(again).forces, potential(graph).forces)
+        assert again.edge_index.shape == graph.edge_index.shape
+    lone = graphs(potential)[3]
+    lone = lone._replace(edge_index=lone.edge_index[:, :1], shifts=lone.shifts[:1])
+    with pytest.raises(InputError, match="must come with its reverse"):
+        halve(lone)
 
 
 @pytest.mark.parametrize("edges", [1, 300, 10**6])
