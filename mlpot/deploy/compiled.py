@@ -69,7 +69,7 @@ class CompiledPotential:
         edges, structures = graph.edge_index.shape[1], graph.cell.shape[0]
         if structures > 1 and edges > PART_EDGES // 2:
             # a part for every thread, if it then has work enough
-            parts = cut(graph, PART_EDGES, min(self.threads, max(1, edges // PART_EDGES * 4)))
+            parts = cut(graph, PART_EDGES, min(self.threads, max(1, 2 * edges // PART_EDGES)))
             return self._in_parts(graph, parts)
         return self._whole(graph, "many" if self.threads > 1 and edges >= SHARED_EDGES else "one")
 

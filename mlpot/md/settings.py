@@ -23,7 +23,7 @@ MINIMIZE = 200
 #: wants the core. (32 replicas of ethanol, 288 atoms: it gains two thirds.)
 ONE_THREAD = 100
 
-#: steps, of all replicas together, from which half a minute of compiling pays
+#: steps, of all replicas together, from which a minute of compiling pays
 LONG = 20_000
 
 #: what a run writes, as patterns

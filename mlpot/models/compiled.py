@@ -44,7 +44,7 @@ _INSTRUCTIONS = re.compile(
 )
 
 #: edges that one call should have: what a layer holds then fits a core's second-level cache
-PART_EDGES = 1500
+PART_EDGES = 600
 
 #: what inductor is told
 OPTIONS: dict[str, Any] = {

@@ -130,7 +130,7 @@ def test_a_batch_in_parts_is_the_batch(
     threads: int, potential: Potential, packages: dict[str, Path]
 ) -> None:
     many = batch(graphs(potential) * 3)
-    assert len(cut(many, 1500)) > 2
+    assert len(cut(many, 600)) > 2
     run = CompiledPotential(lambda variant: open_runner(packages[variant]), threads)
     same(run(many), potential, many, atol=3e-5)
 
