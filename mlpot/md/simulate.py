@@ -69,9 +69,7 @@ def simulate(
     threads = settings.threads or (1 if atoms <= ONE_THREAD else None)
     folder = output_folder(Path(out), overwrite)  # nothing is removed yet: the model may not load
     if _worth_compiling(settings, model):
-        report(
-            "compiling the model first, once: about a minute, for a run several times faster"
-        )
+        report("compiling the model first, once: about a minute, for a run several times faster")
         settings = replace(settings, engine="compiled")
     with torch_threads(threads):
         kind = ReplicaRun if settings.replicas > 1 else _Run
