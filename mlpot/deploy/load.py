@@ -13,7 +13,7 @@ from mlpot.errors import InputError, ModelFileError
 from mlpot.models.checkpoint import load_potential, write_atomically
 from mlpot.models.compiled import cached, can_compile
 from mlpot.models.potential import Potential
-from mlpot.models.scripting import script
+from mlpot.models.scripting import script, settle
 from mlpot.zoo import resolve
 
 
@@ -74,6 +74,7 @@ def _scripted(potential: Potential, key: dict[str, str]) -> torch.jit.ScriptModu
         write_atomically(path, buffer.getvalue())
 
     def read(path: Path) -> torch.jit.ScriptModule:
+        settle()
         return torch.jit.load(str(path), map_location=device)
 
     return cached(told, build, read)
@@ -102,6 +103,7 @@ def read_exported(
     if not path.is_file():
         raise ModelFileError(f"no model file at {path}; check the path, or see `mlpot models`")
     extra = {ENTRY: ""}
+    settle()
     try:
         module = torch.jit.load(str(path), map_location=device, _extra_files=extra)
     except (RuntimeError, ValueError) as error:

@@ -25,6 +25,14 @@ def script(potential: Potential) -> torch.jit.ScriptModule:
     return torch.jit.script(_Scripted(module).eval())
 
 
+def settle() -> None:
+    """Keep torch.jit from tailoring code to the sizes it meets. In a simulation the number of edges
+    is new at almost every step, and each new one cost more than the step itself. A GPU's fusers
+    profit from it; there it is left alone. This is a setting of the whole process."""
+    if not torch.cuda.is_available():
+        torch.jit.set_fusion_strategy([("STATIC", 0), ("DYNAMIC", 0)])
+
+
 class _Scripted(nn.Module):
     def __init__(self, traced: GraphModule):
         super().__init__()
