@@ -153,25 +153,34 @@ def to(graph: Graph, device: torch.device | str, dtype: torch.dtype) -> Graph:
     return Graph(*(f.to(device, dtype) if f.is_floating_point() else f.to(device) for f in graph))
 
 
+def check_sizes(graph: Graph) -> None:
+    """Raise InputError if shapes or dtypes do not fit together. Looks at no values, so it costs
+    microseconds."""
+    n, e, b = graph.numbers.shape[0], graph.edge_index.shape[-1], graph.cell.shape[0]
+    real = graph.positions.dtype
+    wanted = {
+        "numbers": ((n,), torch.int64),
+        "positions": ((n, 3), real),
+        "edge_index": ((2, e), torch.int64),
+        "shifts": ((e, 3), real),
+        "batch": ((n,), torch.int64),
+        "cell": ((b, 3, 3), real),
+    }
+    for name, (shape, dtype) in wanted.items():
+        field = getattr(graph, name)
+        if tuple(field.shape) != shape:
+            got = list(field.shape)
+            raise InputError(f"Graph.{name} must have shape {list(shape)}, got {got}")
+        if field.dtype != dtype:
+            like = "" if dtype == torch.int64 else " like the positions"
+            told = str(dtype).removeprefix("torch.")
+            raise InputError(f"Graph.{name} must be {told}{like}, got {field.dtype}")
+
+
 def check(graph: Graph) -> Graph:
     """Return the graph if its shapes, dtypes and values are usable, else raise InputError."""
+    check_sizes(graph)
     n, e, b = graph.numbers.shape[0], graph.edge_index.shape[-1], graph.cell.shape[0]
-    wanted = {
-        "numbers": (n,),
-        "positions": (n, 3),
-        "edge_index": (2, e),
-        "shifts": (e, 3),
-        "batch": (n,),
-        "cell": (b, 3, 3),
-    }
-    for name, shape in wanted.items():
-        got = tuple(getattr(graph, name).shape)
-        if got != shape:
-            raise InputError(f"Graph.{name} must have shape {list(shape)}, got {list(got)}")
-    for name in ("numbers", "edge_index", "batch"):
-        if getattr(graph, name).dtype != torch.int64:
-            got = getattr(graph, name).dtype
-            raise InputError(f"Graph.{name} must be int64, got {got}")
     if n == 0:
         raise InputError("the structure has no atoms")
     if not bool(torch.isfinite(graph.positions).all()):

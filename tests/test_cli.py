@@ -159,7 +159,7 @@ def test_evaluate_by_subset_and_in_all(tmp_path: Path, model: Path) -> None:
 
 def test_md_of_smiles_in_ase(tmp_path: Path, model: Path) -> None:
     pytest.importorskip("rdkit")
-    options = ["--host", "ase", "--ensemble", "nve", "--format", "xtc", "--steps", 5]
+    options = ["--host", "ase", "--ensemble", "nve", "--format", "xtc", "--steps", 40]
     out = succeeds("md", "CO", "--model", model, "--out", tmp_path / "a", *options)
     assert "CH4O, 6 atoms" in out and "drift" in out
     assert (tmp_path / "a" / "trajectory.xtc").is_file()

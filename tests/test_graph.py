@@ -104,7 +104,7 @@ def test_values_that_cannot_be_used() -> None:
         with pytest.raises(InputError, match="batch must ascend"):
             check(graph._replace(batch=torch.tensor(structure)))
     empty = Graph(*(field[..., :0] if field.dim() < 2 else field for field in graph))
-    none = torch.zeros(0, 3)
+    none = graph.positions[:0]
     empty = empty._replace(positions=none, shifts=none, edge_index=graph.edge_index[:, :0])
     with pytest.raises(InputError, match="no atoms"):
         check(empty)

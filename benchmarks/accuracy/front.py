@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import typer
+from model_card import DATA, ROOT, TRAINED_ON  # this folder is where the script runs
 
 from mlpot.data.formats import read_all
 from mlpot.data.record import Record
@@ -24,14 +25,6 @@ from mlpot.models.checkpoint import load_potential
 from mlpot.models.visnet import ViSNetConfig
 from mlpot.train.finetune import FinetuneConfig, FinetuneLoop, finetune
 
-ROOT = Path(__file__).resolve().parents[2]
-DATA = ROOT.parent / "shared" / "data"
-FILES = [
-    "druglike_aimnet2/frames.h5",
-    "spice_des_monomers_aimnet2.h5",
-    "spice_solvated_amino_acids_aimnet2.h5",
-    "spice_water60_aimnet2.h5",
-]
 HELD_OUT = ROOT / "mlpot" / "zoo" / "recipes" / "held_out.json"
 RESULTS = Path(__file__).parent / "results" / "front.json"
 MODELS: dict[str, dict[str, Any]] = {
@@ -47,7 +40,7 @@ app = typer.Typer(add_completion=False)
 
 def frames(train: int, held: int) -> list[Record]:
     """So many frames to train on, at random, and of each held-out part."""
-    records = read_all([DATA / f for f in FILES])
+    records = read_all([DATA / f for f in TRAINED_ON])
     split = split_held_out(records, HELD_OUT)
     rng = np.random.default_rng(0)
     parts = ((split.train, train), (split.validation, held), (split.test, held))

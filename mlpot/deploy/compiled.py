@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from mlpot.deploy.metadata import ENTRY, ExportInfo, parse_export_info
-from mlpot.errors import CompileError, InputError, ModelFileError
-from mlpot.graph import Cut, Graph, cut, halve, take
+from mlpot.errors import CompileError, ModelFileError
+from mlpot.graph import Cut, Graph, check_sizes, cut, halve, take
 from mlpot.models.checkpoint import write_atomically
 from mlpot.models.compiled import (
     ANY_THREADS,
@@ -65,7 +65,7 @@ class CompiledPotential:
         return self._fixed or torch.get_num_threads()
 
     def __call__(self, graph: Graph) -> Prediction:
-        _check_fields(graph)
+        check_sizes(graph)  # machine code takes them for granted; values it checks itself
         edges, structures = graph.edge_index.shape[1], graph.cell.shape[0]
         if structures > 1 and edges > PART_EDGES // 2:
             # a part for every thread, if it then has work enough
@@ -98,7 +98,10 @@ class CompiledPotential:
         return Prediction(energy, forces, virial, interaction)
 
     def _workers(self) -> ThreadPoolExecutor:
-        if self._pool is None or self._pool._max_workers != self.threads:
+        if self._pool is not None and self._pool._max_workers != self.threads:
+            self._pool.shutdown(wait=False)  # what it is at, it ends
+            self._pool = None
+        if self._pool is None:
             self._pool = workers(self.threads)
         return self._pool
 
@@ -120,26 +123,6 @@ class Only:
         if self._variant == "many":
             inputs += find_segments(half)
         return _prediction(self._runner(inputs))
-
-
-def _check_fields(graph: Graph) -> None:
-    """Sizes and types, which machine code takes for granted (values it checks)."""
-    n, e = graph.numbers.shape[0], graph.edge_index.shape[-1]
-    real = graph.positions.dtype
-    wanted = (
-        ((n,), torch.int64),
-        ((n, 3), real),
-        ((2, e), torch.int64),
-        ((e, 3), real),
-        ((n,), torch.int64),
-        ((graph.cell.shape[0], 3, 3), real),
-    )
-    for name, field, (shape, dtype) in zip(Graph._fields, graph, wanted, strict=True):
-        if tuple(field.shape) != shape or field.dtype != dtype:
-            raise InputError(
-                f"Graph.{name} must be {dtype} of shape {list(shape)}, got {field.dtype} of shape "
-                f"{list(field.shape)}"
-            )
 
 
 def _prediction(outputs: list[Tensor]) -> Prediction:

@@ -17,7 +17,15 @@ from mlpot.errors import MLPotError, UnsupportedSystemError
 from mlpot.md.plot_replicas import plot_replicas
 from mlpot.md.replicas import Replicas
 from mlpot.md.reporters import Bar, Frame, Log, Trajectory, write_pdb
-from mlpot.md.settings import CHUNK, MINIMIZE, Settings, Summary, start_folder
+from mlpot.md.settings import (
+    CHUNK,
+    MINIMIZE,
+    Settings,
+    Summary,
+    broken,
+    energy_drift,
+    start_folder,
+)
 from mlpot.md.structure import Structure
 
 
@@ -146,14 +154,8 @@ class ReplicaRun:
 
     def _stopped(self) -> str:
         last = max(self.replicas.lost.values()) + 1
-        remedy = "Shorten the time step (--timestep 0.25), or start from a relaxed geometry"
-        if not self.settings.minimize:
-            remedy = "Minimise first (leave out --no-minimize), or shorten the time step"
-        return (
-            f"all {len(self.replicas)} replicas broke, the last at step {last}; frames up to then "
-            f"are kept in {self.folder}. {remedy}. If that does not help, the molecule lies "
-            "outside what the model was trained on: fine-tune it"
-        )
+        what = f"all {len(self.replicas)} replicas broke, the last at step {last}"
+        return broken(what, "frames", self.folder, self.settings)
 
     def _summary(self, done: int, seconds: float, interrupted: bool) -> Summary:
         s, lost = self.settings, self.replicas.lost
@@ -197,9 +199,8 @@ class ReplicaRun:
         frames = self.frames[replica]
         half = [f.temperature for f in frames[len(frames) // 2 :]]
         drift = None
-        if len(frames) > 1 and self.settings.ensemble == "nve":
-            slope = np.polyfit([f.time for f in frames], [f.total for f in frames], 1)[0]
-            drift = float(1000 * slope / len(self.structure.numbers))
+        if self.settings.ensemble == "nve":
+            drift = energy_drift(frames, len(self.structure.numbers))
         return {
             "replica": replica,
             "seed": self.settings.seed + replica,

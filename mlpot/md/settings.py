@@ -1,16 +1,17 @@
 """How to run, what came of it, and where it goes; for one system and for many replicas."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 
 from mlpot.errors import InputError
 from mlpot.md.hosts import HOSTS
-from mlpot.md.reporters import FORMATS
+from mlpot.md.reporters import FORMATS, Frame
 
 #: steps between updates of the progress bar
 CHUNK = 25
@@ -110,7 +111,7 @@ class Summary:
     steps_per_second: float
     ns_per_day: float
     mean_temperature: float  # K, over the second half
-    #: meV per atom and ps, slope of the total energy; None with a thermostat
+    #: meV per atom and ps, slope of the total energy; None with a thermostat or one frame
     energy_drift: float | None
     interrupted: bool
     files: dict[str, Path] = field(default_factory=dict)
@@ -122,6 +123,25 @@ class Summary:
     def aggregate_steps_per_second(self) -> float:
         """Steps per second of all replicas together."""
         return self.replica_steps / self.seconds if self.seconds > 0 else 0.0
+
+
+def broken(what: str, frames: str, folder: Path, settings: Settings) -> str:
+    """The sentence that ends a run which broke: what happened, where the frames are, what helps."""
+    remedy = "Shorten the time step (--timestep 0.25), or start from a relaxed geometry"
+    if not settings.minimize:
+        remedy = "Minimise first (leave out --no-minimize), or shorten the time step"
+    return (
+        f"{what}; {frames} up to then are kept in {folder}. {remedy}. If that does not help, the "
+        "molecule lies outside what the model was trained on: fine-tune it"
+    )
+
+
+def energy_drift(frames: Sequence[Frame], atoms: int) -> float | None:
+    """Slope of the total energy, meV per atom and ps; None where two frames are missing."""
+    if len(frames) < 2:
+        return None
+    slope = np.polyfit([f.time for f in frames], [f.total for f in frames], 1)[0]
+    return float(1000 * slope / atoms)
 
 
 @contextmanager

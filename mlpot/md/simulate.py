@@ -26,6 +26,8 @@ from mlpot.md.settings import (
     ONE_THREAD,
     Settings,
     Summary,
+    broken,
+    energy_drift,
     output_folder,
     start_folder,
     torch_threads,
@@ -200,19 +202,15 @@ class _Run:
         self.frames.append(frame._replace(positions=np.empty((0, 3))))
 
     def _stopped(self, step: int, cause: str) -> str:
-        kept = f" ({len(self.frames)} frame(s) up to then are kept in {self.folder})"
-        remedy = "Shorten the time step (--timestep 0.25), or start from a relaxed geometry"
-        if not self.settings.minimize:
-            remedy = "Minimise first (leave out --no-minimize), or shorten the time step"
-        return (
-            f"the simulation broke by step {step}: {cause.rstrip('.')}{kept}. {remedy}. If that "
-            "does not help, the molecule lies outside what the model was trained on: fine-tune it"
-        )
+        what = f"the simulation broke by step {step}: {cause.rstrip('.')}"
+        return broken(what, f"{len(self.frames)} frame(s)", self.folder, self.settings)
 
     def _summary(self, done: int, seconds: float, interrupted: bool) -> Summary:
         s = self.settings
         rate = done / seconds if seconds > 0 else 0.0
         half = [f.temperature for f in self.frames[len(self.frames) // 2 :]]
+        nve = s.ensemble == "nve"
+        drift = energy_drift(self.frames, len(self.structure.numbers)) if nve else None
         summary = Summary(
             steps=done,
             time=done * s.timestep / 1000,
@@ -220,7 +218,7 @@ class _Run:
             steps_per_second=rate,
             ns_per_day=rate * s.timestep * 86400 / 1e6,
             mean_temperature=float(np.mean(half)) if half else math.nan,
-            energy_drift=self._drift() if s.ensemble == "nve" else None,
+            energy_drift=drift,
             interrupted=interrupted,
             files=self.files,
             replica_steps=done,
@@ -235,10 +233,3 @@ class _Run:
         }
         self.files["run"].write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
         return summary
-
-    def _drift(self) -> float:
-        """Slope of the total energy, meV per atom and ps."""
-        if len(self.frames) < 2:
-            return math.nan
-        slope = np.polyfit([f.time for f in self.frames], [f.total for f in self.frames], 1)[0]
-        return float(1000 * slope / len(self.structure.numbers))
