@@ -18,6 +18,9 @@ EV_TO_KJ_PER_MOL = 1.0 / KJ_PER_MOL_TO_EV
 NM_TO_ANGSTROM = 10.0
 ANGSTROM_TO_NM = 0.1
 
+#: e² / (4 pi epsilon_0), eV Å
+COULOMB = HARTREE_TO_EV * BOHR_TO_ANGSTROM
+
 #: Boltzmann constant, eV/K
 BOLTZMANN = _c.k / _EV
 

@@ -41,6 +41,7 @@ def _random_info(name: str, scale: float, config: dict[str, object]) -> ModelInf
         elements=sorted(REFERENCES),
         scale=scale,
         level="random weights",
+        prior="zbl",
     )
 
 

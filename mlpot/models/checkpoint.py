@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from mlpot.errors import InputError, ModelFileError
 from mlpot.models.heads import EnergyHead, NoiseHead
 from mlpot.models.potential import Denoiser, Potential
+from mlpot.models.priors import ZBL
 from mlpot.models.visnet import ViSNet, ViSNetConfig
 
-FORMAT = 1
+FORMAT = 2  # 2: prior
 
 #: state that the description holds exactly, so that float32 does not round it
 _TOLD = ("reference_energies", "scale")
@@ -43,6 +44,7 @@ class ModelInfo(BaseModel):
     backbone: Literal["visnet"] = "visnet"
     config: dict[str, Any] = Field(default_factory=dict)
     head_softening: float = 0.1
+    prior: Literal["none", "zbl"] = "none"
     elements: list[int] = Field(default_factory=list, description="atomic numbers covered")
     reference_energies: dict[int, float] = Field(default_factory=dict, description="eV")
     scale: float = 1.0
@@ -54,7 +56,7 @@ class ModelInfo(BaseModel):
 
     def architecture(self) -> dict[str, Any]:
         """All that decides which operations the model is made of; nothing it has learned."""
-        return self.model_dump(include={"kind", "backbone", "config", "head_softening"})
+        return self.model_dump(include={"kind", "backbone", "config", "head_softening", "prior"})
 
 
 def build(info: ModelInfo) -> Potential | Denoiser:
@@ -66,7 +68,8 @@ def build(info: ModelInfo) -> Potential | Denoiser:
     if info.kind == "denoiser":
         return Denoiser(backbone, NoiseHead(channels, info.head_softening))
     head = EnergyHead(channels, info.head_softening)
-    return Potential(backbone, head, info.reference_energies, info.scale)
+    prior = ZBL(config.max_number) if info.prior == "zbl" else None  # type: ignore[attr-defined]
+    return Potential(backbone, head, info.reference_energies, info.scale, prior)
 
 
 def save(model: Potential | Denoiser, info: ModelInfo, path: str | Path) -> ModelInfo:

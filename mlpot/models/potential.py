@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mlpot.graph import Graph, edge_vectors
+from mlpot.models.visnet import Features
 
 
 class Prediction(NamedTuple):
@@ -33,6 +34,7 @@ class Potential(nn.Module):
         head: ``head(features) -> [N]``, per-atom energies in units of ``scale``.
         reference_energies: eV per atomic number, for every element the model covers.
         scale: eV per unit of head output.
+        prior: ``prior(graph, edge_vectors) -> [N]``, eV per atom, added to what is learned.
     """
 
     reference_energies: Tensor
@@ -44,10 +46,12 @@ class Potential(nn.Module):
         head: nn.Module,
         reference_energies: dict[int, float],
         scale: float = 1.0,
+        prior: nn.Module | None = None,
     ):
         super().__init__()
         self.backbone = backbone
         self.head = head
+        self.prior = prior
         self.cutoff = float(backbone.cutoff)  # type: ignore[arg-type]
         self.elements = sorted(reference_energies)
         table = torch.zeros(max(self.elements) + 1, dtype=torch.float64)
@@ -80,7 +84,7 @@ class Potential(nn.Module):
         if not vectors.requires_grad:
             vectors = vectors.detach().requires_grad_(True)
         latent = self.backbone(graph, vectors)
-        interaction = self._per_structure(self.head(latent) * self.scale, graph)
+        interaction = self._per_structure(self._per_atom(latent, graph, vectors), graph)
         reference = self._per_structure(self.reference_energies[graph.numbers], graph)
         gradient = self._gradient(interaction, vectors)
         forces = torch.zeros_like(graph.positions)
@@ -98,9 +102,16 @@ class Potential(nn.Module):
 
     def energy(self, graph: Graph) -> Tensor:
         """Total energy [B] eV alone, differentiable with respect to the positions."""
-        latent = self.backbone(graph, edge_vectors(graph))
-        per_atom = (self.head(latent) * self.scale).double()
+        vectors = edge_vectors(graph)
+        per_atom = self._per_atom(self.backbone(graph, vectors), graph, vectors).double()
         return self._per_structure(per_atom + self.reference_energies[graph.numbers], graph)
+
+    def _per_atom(self, latent: Features, graph: Graph, vectors: Tensor) -> Tensor:
+        """What was learned, and the prior: [N] eV."""
+        energy = self.head(latent) * self.scale
+        if self.prior is not None:
+            energy = energy + self.prior(graph, vectors)
+        return energy
 
     def _per_structure(self, per_atom: Tensor, graph: Graph) -> Tensor:
         total = torch.zeros(graph.cell.shape[0], dtype=torch.float64, device=per_atom.device)

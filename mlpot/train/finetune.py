@@ -63,6 +63,7 @@ class FinetuneConfig(BaseModel):
     energy_weight: float = Field(2.0, ge=0)
     force_weight: float = Field(1.0, ge=0)
     model: ViSNetConfig = Field(ViSNetConfig(), description="used when starting from nothing")
+    prior: Literal["none", "zbl"] = Field("zbl", description="unless a potential is the start")
     loop: FinetuneLoop = FinetuneLoop()
 
 
@@ -237,6 +238,7 @@ def _start(
         common["reference_energies"] = _shifted_references(source, records, config)
     else:
         common["reference_energies"] = reference_energies(records, isolated)
+        common["prior"] = config.prior
     info = info.model_copy(update=common)
     model = build(info)
     assert isinstance(model, Potential)

@@ -29,6 +29,7 @@ from mlpot.errors import CompileError, InputError, MLPotError
 from mlpot.models.checkpoint import write_atomically
 from mlpot.models.compiled import cache_path, can_compile
 from mlpot.models.tracing import state
+from mlpot.train.optimizer import make_optimizer
 from mlpot.train.step import CompiledStep, WithGradients
 
 RESUME = "last.ckpt"
@@ -46,6 +47,7 @@ class LoopConfig(BaseModel):
 
     steps: int = Field(2000, gt=0, description="optimiser steps")
     batch_atoms: int = Field(512, gt=0, description="atoms per batch, on average")
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = Field(1e-3, gt=0, description="peak, reached after the warm-up")
     warmup: int = Field(200, ge=0, description="steps of linear warm-up; then cosine to zero")
     weight_decay: float = Field(0.0, ge=0)
@@ -147,8 +149,9 @@ class TrainingModule(L.LightningModule):
             self.observe([out.detach() for out in self.evaluated(batch)], batch)
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(
-            self.parameters(), lr=self.loop.learning_rate, weight_decay=self.loop.weight_decay
+        loop = self.loop
+        optimizer = make_optimizer(
+            self.model, loop.optimizer, loop.learning_rate, loop.weight_decay
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._schedule)
         return {
