@@ -31,6 +31,7 @@ from mlpot.models.compiled import (
     open_runner,
     workers,
 )
+from mlpot.models.memory import MANY_EDGES, keep_large_buffers
 from mlpot.models.potential import Potential, Prediction
 from mlpot.models.tracing import example_graph, find_segments, sum_by_segments, trace_potential
 
@@ -67,6 +68,8 @@ class CompiledPotential:
     def __call__(self, graph: Graph) -> Prediction:
         check_sizes(graph)  # machine code takes them for granted; values it checks itself
         edges, structures = graph.edge_index.shape[1], graph.cell.shape[0]
+        if edges >= MANY_EDGES:
+            keep_large_buffers()
         if structures > 1 and edges > PART_EDGES // 2:
             # a part for every thread, if it then has work enough
             parts = cut(graph, PART_EDGES, min(self.threads, max(1, 2 * edges // PART_EDGES)))

@@ -94,18 +94,19 @@ def script_losses(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> list[
     return seen
 
 
-@pytest.mark.parametrize("killed_at", [6, 8])
+@pytest.mark.parametrize(("killed_at", "optimizer"), [(6, "muon"), (8, "adamw")])
 @pytest.mark.parametrize("losses", [[5.0, 4.0, 3.0, 2.0, 1.0], [3.0, 1.0, 2.0, 2.5, 2.0]])
 def test_resuming_is_exact(
     records: list[Record],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     killed_at: int,
+    optimizer: str,
     losses: list[float],
 ) -> None:
     """Killed in the middle of an epoch, right after a validation or between two, then started
     again; also where the best model lies before the kill."""
-    settings = config(loop=loop(steps=15, validate_every=3))
+    settings = config(loop=loop(steps=15, validate_every=3, optimizer=optimizer))
     script_losses(monkeypatch, losses)
     finetune(records, settings, tmp_path / "whole", progress=False)
 
