@@ -64,7 +64,7 @@ def _systems(result: Result) -> list[str]:
 
 def _times(result: Result) -> list[str]:
     systems = _systems(result)
-    head = " | ".join(f"{SYSTEMS[s].what.split(',')[0]} ({SYSTEMS[s].atoms:,})" for s in systems)
+    head = " | ".join(f"{SYSTEMS[s].what.split(', ')[0]} ({SYSTEMS[s].atoms:,})" for s in systems)
     lines = [f"| through OpenMM, ms | {head} |", "|---|" + "---|" * len(systems)]
     for name, route in _rows(result):
         cells = [_cell(result, system, name, route) for system in systems]
