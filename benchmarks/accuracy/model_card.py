@@ -1,30 +1,49 @@
 """Measure pretrained-visnet and write its card.
 
-    python benchmarks/accuracy/model_card.py run --mode standard     # measures, writes JSON
-    python benchmarks/accuracy/model_card.py render                  # card and README table
+    python benchmarks/accuracy/model_card.py run --mode standard    # errors by subset
+    python benchmarks/accuracy/model_card.py teacher aimnet2.jpt    # those of the label source
+    python benchmarks/accuracy/model_card.py training runs/energies --denoise runs/denoise
+    python benchmarks/accuracy/model_card.py render                 # card and README table
 
 Held-out molecules are those of mlpot/zoo/recipes/held_out.json; no frame of theirs was seen in
-either training step. Zero-shot sets are real quantum chemistry that was never trained on.
+either training step. Zero-shot sets are real quantum chemistry that was never trained on. The
+other experiments of this folder add their tables, where they have measured the same weights.
 """
 
 import hashlib
 import json
-import platform
 import re
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import ablation
+import dimers
+import dynamics
 import numpy as np
+import rmd17
 import torch
 import typer
-from ase import units
-from ase.io import read as read_atoms
-from ase.md.velocitydistribution import Stationary, thermalize_momenta
-from ase.md.verlet import VelocityVerlet
+from ase import Atoms
+from ase.data import chemical_symbols
+from experiment import (  # this folder is where the script runs
+    DATA,
+    HELD_OUT,
+    ROOT,
+    TRAINED_ON,
+    commit,
+    machine,
+    millis,
+    save_plot,
+    store,
+    stored,
+    table,
+)
+from history import read_stage
 
-from mlpot import MLPotCalculator
+from mlpot.data.calculators import AIMNet2
 from mlpot.data.formats import read, read_all
 from mlpot.data.record import Record
 from mlpot.data.splits import split_held_out
@@ -33,25 +52,30 @@ from mlpot.models.potential import Potential
 from mlpot.train.finetune import evaluate
 from mlpot.zoo import resolve
 
-ROOT = Path(__file__).resolve().parents[2]
-DATA = ROOT.parent / "shared" / "data"
-TRAINED_ON = [
-    "druglike_aimnet2/frames.h5",
-    "spice_des_monomers_aimnet2.h5",
-    "spice_solvated_amino_acids_aimnet2.h5",
-    "spice_water60_aimnet2.h5",
-]
+__all__ = ["DATA", "ROOT", "TRAINED_ON", "app"]
+
+TEACHER = "label-source"
 ZERO_SHOT = {
     "ethanol, CCSD(T)/cc-pVTZ": "ethanol_ccsd_t-train.npz",
     "N-methylacetamide, B3LYP": "qm22_n_methylacetamide.npz",
     "acetylacetone 300 K, PBE-D3": "acac/test_MD_300K.xyz.gz",
 }
+#: experiments whose tables go into the card: heading, module, and options of its command; those
+#: with `--model` are of one model
+MODEL = " --model runs/energies"
+SECTIONS = (
+    ("Dynamics of unseen molecules", dynamics, MODEL),
+    ("Two atoms, close and far", dimers, MODEL),
+    ("Fine-tuning on few frames", rmd17, f"{MODEL} --denoised runs/denoise/model.safetensors"),
+    ("What denoising is worth", ablation, ""),
+)
 FRAMES = {"dev": 60, "fast": 600, "standard": 10**9}
-app = typer.Typer(add_completion=False)
+ZERO_SHOT_FRAMES = 1000
+RARE = 2000  # atoms in training
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-def results_file(name: str) -> Path:
-    return Path(__file__).parent / "results" / f"{name}.json"
+# --- measure ---------------------------------------------------------------------------------
 
 
 def spread(records: list[Record], count: int) -> list[Record]:
@@ -60,8 +84,7 @@ def spread(records: list[Record], count: int) -> list[Record]:
 
 
 def errors_of(model: Potential, records: list[Record]) -> dict[str, float]:
-    errors = evaluate(model, records)
-    return {"frames": len(records), **{k: 1e3 * v for k, v in errors._asdict().items()}}
+    return {"frames": len(records), **millis(evaluate(model, records)._asdict())}
 
 
 def subset_of(record: Record) -> str:
@@ -70,108 +93,94 @@ def subset_of(record: Record) -> str:
     return "DES monomers" if len(record.numbers) < 40 else "solvated or water cluster"
 
 
-def zero_shot(model: Potential, info: ModelInfo, count: int) -> dict[str, dict[str, float]]:
-    """Forces only: another level of theory has other reference energies."""
-    found = {}
-    for name, file in ZERO_SHOT.items():
-        records = [r for r in read(DATA / file) if set(r.numbers.tolist()) <= set(info.elements)]
-        found[name] = errors_of(model, spread(records, count))
-    return found
+def zero_shot_sets(elements: list[int], count: int) -> dict[str, list[Record]]:
+    sets = {name: read(DATA / file) for name, file in ZERO_SHOT.items()}
+    covered = set(elements)
+    known = {k: [r for r in v if set(r.numbers.tolist()) <= covered] for k, v in sets.items()}
+    return {name: spread(records, count) for name, records in known.items()}
 
 
-def nve_drift(path: Path, dtype: str, picoseconds: float, seed: int) -> float:
-    """Slope of the total energy, meV/atom/ps: alanine dipeptide, 300 K, 0.5 fs."""
-    atoms = read_atoms(ROOT / "examples" / "alanine-dipeptide.pdb")
-    atoms.pbc = False
-    atoms.cell = None
-    atoms.calc = MLPotCalculator(path, dtype=dtype)
-    thermalize_momenta(atoms, 600.0, rng=np.random.default_rng(seed))  # half goes into stretching
-    Stationary(atoms)
-    md = VelocityVerlet(atoms, 0.5 * units.fs)
-    md.run(200)
-    total: list[float] = []
-    md.attach(lambda: total.append(atoms.get_total_energy()), interval=5)
-    md.run(int(picoseconds * 2000))
-    time_ps = np.arange(len(total)) * 2.5e-3
-    return float(1e3 * np.polyfit(time_ps, total, 1)[0] / len(atoms))
+def described(train: list[Record]) -> dict[str, Any]:
+    """Sizes and elements of the training frames."""
+    sizes = [len(r.numbers) for r in train]
+    atoms = Counter(np.concatenate([r.numbers for r in train]).tolist())
+    return {
+        "training_frames": len(train),
+        "atoms_in_a_frame": [min(sizes), int(np.median(sizes)), max(sizes)],
+        "atoms_of_element": {chemical_symbols[z]: n for z, n in sorted(atoms.items())},
+    }
 
 
 @app.command()
-def run(model: str = "pretrained-visnet", mode: str = "fast") -> None:
-    """Measure and write results/<name>.json."""
-    torch.set_num_threads(2)
+def run(model: str = "pretrained-visnet", mode: str = "fast", threads: int = 2) -> None:
+    """Measure errors and write results/<name>.json."""
+    torch.set_num_threads(threads)
     started = time.perf_counter()
-    count, path = FRAMES[mode], resolve(model)
-    potential, info = load_potential(path)
+    count = FRAMES[mode]
+    potential, info = load_potential(resolve(model))
     records = read_all([DATA / f for f in TRAINED_ON])
-    split = split_held_out(records, ROOT / "mlpot/zoo/recipes/held_out.json")
+    split = split_held_out(records, HELD_OUT)
     test = [records[i] for i in split.test]
-    names = sorted({subset_of(r) for r in test})
-    picoseconds = {"dev": 0.1, "fast": 1.0, "standard": 5.0}[mode]
+    parts = {part: getattr(split, part) for part in ("train", "validation", "test")}
+    subsets = {n: [r for r in test if subset_of(r) == n] for n in sorted(map(subset_of, test))}
+    zero_shot = zero_shot_sets(info.elements, min(count, ZERO_SHOT_FRAMES))
     result: dict[str, Any] = {
         "model": info.name,
+        "sha256": info.sha256,
         "mode": mode,
         "parameters": sum(p.numel() for p in potential.parameters()),
-        "training_frames": len(split.train),
-        "molecules": {
-            part: len({records[i].group for i in getattr(split, part)})
-            for part in ("train", "validation", "test")
-        },
-        "held_out": {
-            n: errors_of(potential, spread([r for r in test if subset_of(r) == n], count))
-            for n in names
-        },
+        **described([records[i] for i in split.train]),
+        "molecules": {k: len({records[i].group for i in v}) for k, v in parts.items()},
+        "held_out": {n: errors_of(potential, spread(r, count)) for n, r in subsets.items()},
         "held_out_all": errors_of(potential, spread(test, count)),
-        "zero_shot_forces": zero_shot(potential, info, min(count, 1000)),
-        "nve_drift_meV_per_atom_ps": {
-            d: [nve_drift(path, d, picoseconds, s) for s in range(3)]
-            for d in ("float32", "float64")
-        },
-        "nve_picoseconds": picoseconds,
-        "machine": f"{platform.machine()}, 2 threads, torch {torch.__version__}",
-        "seconds": 0.0,
+        "zero_shot_forces": {n: errors_of(potential, r) for n, r in zero_shot.items()},
+        "commit": commit(),
+        "machine": machine(),
     }
-    result["seconds"] = round(time.perf_counter() - started, 1)
-    results_file(info.name).write_text(json.dumps(result, indent=2) + "\n")
-    typer.echo(f"wrote {results_file(info.name).relative_to(ROOT)} in {result['seconds']} s")
-
-
-def error_rows(errors: dict[str, dict[str, float]], energies: bool = True) -> list[str]:
-    rows = []
-    for name, e in errors.items():
-        energy = f"{e['energy_mae']:.1f} | {e['energy_rmse']:.1f} | " if energies else ""
-        rows.append(
-            f"| {name} | {e['frames']} | {energy}{e['force_mae']:.0f} | {e['force_rmse']:.0f} |"
-        )
-    return rows
-
-
-def tables(result: dict[str, Any]) -> str:
-    held = {**result["held_out"], "all held out": result["held_out_all"]}
-    lines = [
-        "Against its own kind of labels (AIMNet2), molecules never seen in training; energies in",
-        "meV/atom, forces in meV/Å:",
-        "",
-        "| held-out molecules | frames | E MAE | E RMSE | F MAE | F RMSE |",
-        "|---|---|---|---|---|---|",
-        *error_rows(held),
-        "",
-        "Against real quantum chemistry, never trained on (forces, meV/Å). Functionals differ",
-        "among themselves, PBE and the labels' wB97M by about 460 meV/Å on aspirin, so the last",
-        "row measures that first:",
-        "",
-        "| set | frames | F MAE | F RMSE |",
-        "|---|---|---|---|",
-        *error_rows(result["zero_shot_forces"], energies=False),
-    ]
-    return "\n".join(lines)
-
-
-CARD = (Path(__file__).parent / "card_template.md").read_text(encoding="utf-8")
+    store(info.name, {**result, "seconds": round(time.perf_counter() - started, 1)})
+    typer.echo(f"wrote results/{info.name}.json")
 
 
 @app.command()
-def install(model: str, name: str, summary: str) -> None:
+def teacher(model: Path, count: int = ZERO_SHOT_FRAMES) -> None:
+    """Errors of the label source itself (an AIMNet2 .jpt file) against quantum chemistry."""
+    calculator = AIMNet2(model)
+    found = {}
+    for name, records in zero_shot_sets([1, 6, 7, 8], count).items():
+        errors = []
+        for record in records:
+            atoms = Atoms(record.numbers, record.positions, calculator=calculator)
+            errors.append(atoms.get_forces() - record.forces)
+        off = 1e3 * np.concatenate(errors)
+        found[name] = {
+            "frames": len(records),
+            "force_mae": float(np.abs(off).mean()),
+            "force_rmse": float(np.sqrt(np.square(off).mean())),
+        }
+    told = {"file": model.name, "sha256": hashlib.sha256(model.read_bytes()).hexdigest()}
+    store(TEACHER, {**told, "zero_shot_forces": found, "commit": commit(), "machine": machine()})
+    typer.echo(json.dumps(found, indent=1, ensure_ascii=False))
+
+
+@app.command()
+def training(
+    energies: Path,
+    denoise: Path | None = None,
+    name: str = "pretrained-visnet",
+    remark: str = "",
+) -> None:
+    """Keep learning curves, seeds and times of two training folders in results."""
+    folders = {"denoising": denoise, "energies and forces": energies}
+    stages = {k: read_stage(folder) for k, folder in folders.items() if folder is not None}
+    counts = json.loads((energies / "split.json").read_text())["counts"]
+    sha256 = load_potential(energies / "model.safetensors")[1].sha256
+    told = {"sha256": sha256, "frames": counts["train"], "remark": remark, "stages": stages}
+    store(f"{name}-training", told)
+    typer.echo(f"wrote results/{name}-training.json")
+
+
+@app.command()
+def install(model: str, summary: str, name: str = "pretrained-visnet") -> None:
     """Put a model file into the zoo under a name, with its hash in the registry."""
     zoo = ROOT / "mlpot" / "zoo"
     load_potential(model)  # whole, and a potential
@@ -188,47 +197,193 @@ def install(model: str, name: str, summary: str) -> None:
     typer.echo(f"{name}: {len(content) / 1e6:.2f} MB in mlpot/zoo")
 
 
-@app.command()
-def render(name: str = "pretrained-visnet") -> None:
-    """Write the card and the README's table from the results file."""
-    from ase.data import chemical_symbols
+# --- write -----------------------------------------------------------------------------------
 
-    result = json.loads(results_file(name).read_text())
-    if result["mode"] != "standard":
-        sys.exit(f"results are of mode {result['mode']!r}; a card needs --mode standard")
-    info = load_potential(resolve(name))[1]
-    training = json.loads(results_file(f"{name}-training").read_text())
-    drift = "; ".join(
-        f"{d} {', '.join(f'{v:+.3f}' for v in values)}"
-        for d, values in result["nve_drift_meV_per_atom_ps"].items()
+
+def error_row(name: str, e: dict[str, float]) -> list[str]:
+    numbers = [f"{e[k]:.1f}" for k in ("energy_mae", "energy_rmse")]
+    return [name, str(e["frames"]), *numbers, f"{e['force_mae']:.0f}", f"{e['force_rmse']:.0f}"]
+
+
+def tables(result: dict[str, Any]) -> str:
+    held = {**result["held_out"], "all held out": result["held_out_all"]}
+    source = stored(TEACHER).get("zero_shot_forces", {})
+
+    def both(errors: dict[str, float] | None) -> list[str]:
+        return [f"{errors[k]:.0f}" if errors else "-" for k in ("force_mae", "force_rmse")]
+
+    zero_shot = [
+        [name, str(e["frames"]), *both(e), *(both(source.get(name)) if source else [])]
+        for name, e in result["zero_shot_forces"].items()
+    ]
+    header = ["set", "frames", "F MAE", "F RMSE"]
+    header += ["AIMNet2's own F MAE", "F RMSE"] if source else []
+    return "\n".join(
+        [
+            "Against its own kind of labels (AIMNet2), molecules never seen in training; energies",
+            "in meV/atom, forces in meV/Å:",
+            "",
+            table(
+                ["held-out molecules", "frames", "E MAE", "E RMSE", "F MAE", "F RMSE"],
+                [error_row(name, e) for name, e in held.items()],
+            ),
+            "",
+            "Against real quantum chemistry, never trained on (forces, meV/Å). Functionals differ",
+            "among themselves, PBE and the labels' wB97M by about 460 meV/Å on aspirin, so the",
+            "last row measures that first:",
+            "",
+            table(header, zero_shot),
+        ]
     )
-    validation = info.provenance["validation"]
-    card = CARD.format(
+
+
+def error_of_labels() -> str:
+    """The label source against coupled cluster."""
+    found = stored(TEACHER).get("zero_shot_forces", {})
+    name = next(iter(ZERO_SHOT))
+    if name not in found:
+        return "not measured"
+    e = found[name]
+    return (
+        f"AIMNet2 itself, on {e['frames']:,} frames of {name}: forces MAE {e['force_mae']:.0f}, "
+        f"RMSE {e['force_rmse']:.0f} meV/Å (measured here with `{stored(TEACHER)['file']}`)"
+    )
+
+
+def learning_curve(stages: dict[str, Any], rows: int = 10) -> str:
+    """Validation errors against steps and hours, in about so many rows."""
+    history = stages["energies and forces"]["history"]
+    at = sorted(set(np.linspace(0, len(history) - 1, min(rows, len(history))).round().astype(int)))
+    lines = [
+        [
+            f"{h['step']:,.0f}",
+            "-" if h["hours"] is None else f"{h['hours']:.2f}",
+            *(f"{1e3 * h[k]:.1f}" for k in ("force_mae", "force_rmse")),
+            *(f"{1e3 * h[k]:.2f}" for k in ("energy_mae", "energy_rmse")),
+        ]
+        for h in (history[i] for i in at)
+    ]
+    header = ["steps", "hours", "F MAE", "F RMSE", "E MAE", "E RMSE"]
+    return (
+        "Molecules held out for validation, while training on energies and forces (meV/Å, "
+        f"meV/atom):\n\n{table(header, lines)}"
+    )
+
+
+def plot_learning_curve(stages: dict[str, Any]) -> Any:
+    from matplotlib.figure import Figure
+
+    history = stages["energies and forces"]["history"]
+    figure = Figure(figsize=(6, 3.5))
+    axes = figure.subplots()
+    steps = [h["step"] for h in history]
+    for key, label in (("force_mae", "forces MAE, meV/Å"), ("energy_mae", "energy MAE, meV/atom")):
+        axes.plot(steps, [1e3 * h[key] for h in history], ".-", label=label)
+    axes.set(xlabel="steps", yscale="log")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3, which="both")
+    return figure
+
+
+def sections(info: ModelInfo, stages: dict[str, Any]) -> tuple[str, list[str]]:
+    """Tables of the learning curve and the other experiments, and the commands behind them."""
+    texts = [f"## Learning curve\n\n{learning_curve(stages)}"] if stages else []
+    commands = []
+    for heading, module, options in SECTIONS:
+        result = stored(module.NAME)
+        if not result:
+            continue
+        if options and result["settings"]["sha256"] != info.sha256:
+            typer.echo(f"results/{module.NAME}.json is of other weights; left out", err=True)
+            continue
+        texts.append(f"## {heading}\n\n{module.tables(result)}")
+        commands.append(f"python benchmarks/accuracy/{module.NAME}.py run{options}")
+    return "\n\n".join(texts), commands
+
+
+def time_taken(training: dict[str, Any]) -> str:
+    told = [
+        f"{stage['hours']:.1f} h of {name}"
+        for name, stage in training.get("stages", {}).items()
+        if stage["hours"] is not None
+    ]
+    threads = {s["threads"] for s in training.get("stages", {}).values()}
+    return f"{', '.join(told)}, {max(threads)} threads" if told else "not recorded"
+
+
+def at_the_end(validation: dict[str, float]) -> str:
+    e = millis(validation)
+    return (
+        f"forces MAE {e['force_mae']:.1f}, RMSE {e['force_rmse']:.1f} meV/Å; "
+        f"energy MAE {e['energy_mae']:.2f}, RMSE {e['energy_rmse']:.2f} meV/atom"
+    )
+
+
+def card(name: str, info: ModelInfo, result: dict[str, Any], training: dict[str, Any]) -> str:
+    stages = training.get("stages", {})
+    text, commands = sections(info, stages)
+    smallest, median, largest = result["atoms_in_a_frame"]
+    rare = [f"{s} ({n:,} atoms)" for s, n in result["atoms_of_element"].items() if n < RARE]
+    template = (Path(__file__).parent / "card_template.md").read_text(encoding="utf-8")
+    seeds = {k: s["seed"] for k, s in stages.items()}
+    seeds = seeds or {"energies and forces": info.provenance["recipe"]["loop"]["seed"]}
+    return template.format(
         name=name,
         **{k: info.config[k] for k in ("layers", "channels", "cutoff")},
-        parameters=result["parameters"],
-        elements=", ".join(chemical_symbols[z] for z in info.elements),
-        level=info.level,
-        frames=training["frames"],
-        remark=training["remark"],
+        **{k: result[k] for k in ("parameters", "commit", "machine")},
         **result["molecules"],
-        time=training["time"],
-        v_force=1e3 * validation["force_mae"],
-        v_energy=1e3 * validation["energy_mae"],
+        prior=info.prior,
+        elements=", ".join(chemical_symbols[z] for z in info.elements),
+        smallest=smallest,
+        median=median,
+        largest=largest,
+        charge="neutral" if info.charge == 0 else f"charge {info.charge}",
+        spin="closed-shell" if info.multiplicity == 1 else f"multiplicity {info.multiplicity}",
+        level=info.level,
+        teacher=error_of_labels(),
+        frames=training.get("frames", result["training_frames"]),
+        remark=f". {training['remark']}" if training.get("remark") else "",
+        seeds=", ".join(f"{k} {v}" for k, v in seeds.items()),
+        time=time_taken(training),
+        at_the_end=at_the_end(info.provenance["validation"]),
+        sha256=info.sha256,
         tables=tables(result),
-        ps=result["nve_picoseconds"],
-        drift=drift,
+        sections=text,
+        rare=", ".join(rare) or "none of its elements",
         data=" ".join(f"../shared/data/{f}" for f in TRAINED_ON),
+        commands="".join(f"{command}\n" for command in commands),
     )
-    (ROOT / "mlpot" / "zoo" / f"{name}.md").write_text(card)
+
+
+@app.command()
+def render(name: str = "pretrained-visnet") -> None:
+    """Write the card and the README's table from the results."""
+    result, info = stored(name), load_potential(resolve(name))[1]
+    if not result or result["mode"] != "standard":
+        sys.exit(f"a card needs results/{name}.json of --mode standard; measure it with `run`")
+    if result.get("sha256") != info.sha256:
+        sys.exit(f"results/{name}.json is of other weights than the zoo's; measure them with `run`")
+    training = stored(f"{name}-training")
+    if training.get("sha256") != info.sha256:
+        typer.echo("no training record of these weights; see `training`", err=True)
+        training = {}
+    if stages := training.get("stages"):
+        save_plot(plot_learning_curve(stages), f"{name}-training")
+    (ROOT / "mlpot" / "zoo" / f"{name}.md").write_text(card(name, info, result, training))
+    write_readme(name, tables(result))
+    typer.echo(f"wrote mlpot/zoo/{name}.md and the table in README.md")
+
+
+def write_readme(name: str, text: str) -> None:
     readme = ROOT / "README.md"
     start, end = f"<!-- errors of {name}: generated -->", "<!-- end -->"
-    block = f"{start}\n{tables(result)}\n{end}"
-    text = readme.read_text()
-    if start not in text:
+    old = readme.read_text()
+    if start not in old:
         sys.exit(f"README.md has no line {start!r}")
-    readme.write_text(re.sub(f"{re.escape(start)}.*?{end}", lambda _: block, text, flags=re.S))
-    typer.echo(f"wrote mlpot/zoo/{name}.md and the table in README.md")
+    new = re.sub(
+        f"{re.escape(start)}.*?{end}", lambda _: f"{start}\n{text}\n{end}", old, flags=re.S
+    )
+    readme.write_text(new)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,394 @@
+"""What denoising is worth: one supervised training from different starts, on growing sets.
+
+    python benchmarks/accuracy/ablation.py run --minutes 5      # resumable, run by run (--plan)
+    python benchmarks/accuracy/ablation.py render               # results/ablation.md and .png
+
+Our own backbone starts from nothing or from a denoised backbone, with the same steps, which are
+those that fit the given minutes. "nothing, longer" gets the minutes of denoising on top. The
+published geom2vec ViSNet is larger and slower: once it gets the same minutes, once the same
+steps. Training, validation and test molecules are those of the zoo's recipe; larger sets hold
+the smaller ones of the same seed.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import typer
+from experiment import (  # this folder is where the script runs
+    DATA,
+    DRUGLIKE,
+    HELD_OUT,
+    LEVEL,
+    STATE,
+    WEIGHTS,
+    Parts,
+    begun,
+    divide,
+    empty_folder,
+    millis,
+    quiet,
+    save_plot,
+    seconds_per_step,
+    store,
+    stored,
+    table,
+    with_spread,
+    write_page,
+)
+
+from mlpot.data.formats import read
+from mlpot.data.record import Record
+from mlpot.errors import InputError
+from mlpot.models.checkpoint import ModelInfo, load, save
+from mlpot.models.potential import Denoiser
+from mlpot.models.published import load_geom2vec_visnet
+from mlpot.models.visnet import ViSNetConfig
+from mlpot.train.finetune import FinetuneConfig, FinetuneLoop, finetune
+from mlpot.train.loop import LoopConfig
+from mlpot.train.loop import quiet as quiet_lightning
+from mlpot.train.pretrain import PretrainConfig, pretrain
+
+NAME = "ablation"
+GEOM2VEC = WEIGHTS / "geom2vec" / "visnet_l6_h64_rbf64_r75.pth"
+#: P and I are left out: a thousand frames at random may hold none of them
+ELEMENTS = frozenset({1, 6, 7, 8, 9, 16, 17, 35})
+NOTHING, LONGER = "nothing", "nothing, longer"
+SAME_TIME, SAME_STEPS = "geom2vec, same time", "geom2vec, same steps"
+#: of the published model: six layers without smooth norms want a smaller rate than ours
+PUBLISHED_LOOP = {"optimizer": "adamw", "learning_rate": 1e-3}
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+class Case(NamedTuple):
+    """One run."""
+
+    start: str
+    frames: int
+    seed: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.start} | {self.frames} | {self.seed}"
+
+    @property
+    def architecture(self) -> str:
+        return "geom2vec" if self.start.startswith("geom2vec") else "own"
+
+    @property
+    def noise(self) -> float:
+        """Å, of the denoised backbone it starts from; 0 if from none."""
+        return float(self.start.split()[1]) if self.start.startswith("denoised") else 0.0
+
+
+def cases(
+    frames: Sequence[int], seeds: int, noises: Sequence[float], published: bool
+) -> list[Case]:
+    """All runs, the smallest set first: it has all the seeds, the others one."""
+    starts = [NOTHING, *(f"denoised {noise:g} Å" for noise in noises), LONGER]
+    starts += [SAME_TIME, SAME_STEPS] if published else []
+    return [
+        Case(start, count, seed)
+        for count in sorted(frames)
+        for seed in range(seeds if count == min(frames) else 1)
+        for start in starts
+    ]
+
+
+def recipe(case: Case, steps: int, settings: dict[str, Any]) -> FinetuneConfig:
+    own = {k: settings[k] for k in PUBLISHED_LOOP}
+    return FinetuneConfig(
+        name=case.key,
+        held_out=str(HELD_OUT),
+        level=LEVEL,
+        model=ViSNetConfig(**settings["model"]),
+        loop=FinetuneLoop(
+            steps=steps,
+            batch_atoms=settings["batch_atoms"],
+            **(own if case.architecture == "own" else PUBLISHED_LOOP),
+            warmup=min(200, steps // 5),
+            ema=0.995,
+            validate_every=-(-steps // 5),  # rounded up, so that there are five
+            seed=case.seed,
+            threads=settings["threads"],
+            compile=settings["compile"],
+        ),
+    )
+
+
+def denoising_recipe(noise: float, steps: int, settings: dict[str, Any]) -> PretrainConfig:
+    return PretrainConfig(
+        name=f"denoised, {noise:g} Å",
+        noise=noise,
+        held_out=str(HELD_OUT),
+        model=ViSNetConfig(**settings["model"]),
+        loop=LoopConfig(
+            steps=steps,
+            batch_atoms=settings["batch_atoms"],
+            optimizer=settings["optimizer"],
+            learning_rate=settings["denoise_rate"],
+            warmup=min(300, steps // 5),
+            validate_every=-(-steps // 5),  # rounded up, so that there are five
+            threads=settings["threads"],
+            compile=settings["compile"],
+        ),
+    )
+
+
+class Ablation:
+    """The experiment with its results so far."""
+
+    def __init__(self, data: Parts, settings: dict[str, Any]):
+        self.data, self.settings = data, settings
+        self.result = begun(NAME, settings)
+        for part in ("seconds_per_step", "denoised", "runs"):
+            self.result.setdefault(part, {})
+
+    def run(self, case: Case) -> dict[str, Any]:
+        """Train and test; the row of the results."""
+        start, steps = self.start(case), self.steps(case)
+        records = self.data.chosen(case.frames, case.seed, self.settings["held"])
+        folder = empty_folder(NAME, "run")
+        begin = time.perf_counter()
+        config = recipe(case, steps, self.settings)
+        info, errors = finetune(records, config, folder, start, progress=False, report=quiet)
+        model = load(folder / "model.safetensors")[0]
+        atoms = np.mean([len(r.numbers) for r in records[: case.frames]])
+        row = {
+            **case._asdict(),
+            "steps": config.loop.steps,
+            "minutes": (time.perf_counter() - begin) / 60,
+            "structures_seen": round(config.loop.steps * config.loop.batch_atoms / atoms),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "validation_meV": millis(info.provenance["validation"]),
+            "test_meV": millis(errors._asdict()),
+        }
+        self.result["runs"][case.key] = row
+        store(NAME, self.result)
+        return row
+
+    def steps(self, case: Case) -> int:
+        """What fits the minutes of this run, but for the one with the steps of the others."""
+        minutes = self.settings["minutes"]
+        minutes += self.settings["denoise_minutes"] if case.start == LONGER else 0.0
+        timed = "own" if case.start == SAME_STEPS else case.architecture
+        return max(2, round(60 * minutes / self.seconds_per_step(timed)))
+
+    def seconds_per_step(self, architecture: str) -> float:
+        """Measured once, so that all runs of an architecture have the same steps."""
+        known = self.result["seconds_per_step"]
+        if architecture not in known:
+            case = Case(SAME_TIME if architecture == "geom2vec" else NOTHING, 1000, 0)
+            start, records = self.start(case), self.data.chosen(1000, 0, 40)
+
+            def train(steps: int, folder: Path) -> None:
+                config = recipe(case, steps, self.settings)
+                finetune(records, config, folder, start, progress=False, report=quiet)
+
+            known[architecture] = seconds_per_step(train, NAME, "timing")
+            store(NAME, self.result)
+        return known[architecture]
+
+    def start(self, case: Case) -> Path | None:
+        """The model file that a run starts from."""
+        if case.architecture == "geom2vec":
+            return geom2vec()
+        return self.denoised(case.noise) if case.noise else None
+
+    def denoised(self, noise: float) -> Path:
+        """The denoised backbone; made once, for all runs that start from it."""
+        folder, key = STATE / NAME / f"denoised-{noise:g}", f"{noise:g}"
+        if key not in self.result["denoised"] or not (folder / "model.safetensors").is_file():
+            held = 2 * self.settings["held"]
+            records = self.data.chosen(len(self.data.train), 0, self.settings["held"])
+
+            def train(steps: int, out: Path, some: Sequence[Record]) -> Any:
+                config = denoising_recipe(noise, steps, self.settings)
+                return pretrain(some, config, out, progress=False, report=quiet)
+
+            few = [*records[:1000], *records[-held:]]
+            per = seconds_per_step(lambda s, out: train(s, out, few), NAME, "timing")
+            steps = max(2, round(60 * self.settings["denoise_minutes"] / per))
+            begin = time.perf_counter()
+            info = train(steps, empty_folder(NAME, folder.name), records)
+            self.result["denoised"][key] = {
+                "steps": info.provenance["recipe"]["loop"]["steps"],
+                "geometries": len(self.data.train),
+                "minutes": (time.perf_counter() - begin) / 60,
+                "validation_loss": info.provenance["validation"]["loss"],
+            }
+            store(NAME, self.result)
+        return folder / "model.safetensors"
+
+
+def geom2vec() -> Path:
+    """The published backbone as a model file to start from."""
+    path = STATE / NAME / "geom2vec.safetensors"
+    if not path.is_file():
+        backbone, head = load_geom2vec_visnet(GEOM2VEC)
+        info = ModelInfo(
+            kind="denoiser",
+            name="geom2vec ViSNet",
+            config=backbone.config.model_dump(),
+            # of the energy head that comes after it: without softening, forces of atoms in
+            # symmetric places have no second derivative
+            head_softening=0.1,
+            elements=sorted(ELEMENTS),
+            level="coordinate denoising; no energies",
+        )
+        save(Denoiser(backbone, head), info, path)
+    return path
+
+
+# --- commands --------------------------------------------------------------------------------
+
+FRAMES = typer.Option([1000, 5000, 20000], help="sizes of the supervised set")
+NOISES = typer.Option([0.1], help="Å; 0.04, 0.1 and 0.2 are worth a look")
+
+
+@app.command()
+def run(
+    frames: list[int] = FRAMES,
+    seeds: int = typer.Option(2, help="for the smallest set; one for the others"),
+    noise: list[float] = NOISES,
+    published: bool = typer.Option(True, help="geom2vec as well, where its weights are"),
+    minutes: float = 5.0,
+    denoise_minutes: float = 10.0,
+    layers: int = 3,
+    channels: int = 64,
+    cutoff: float = 5.0,
+    held: int = 500,
+    batch_atoms: int = 384,
+    optimizer: str = "adamw",
+    learning_rate: float = 2e-3,
+    denoise_rate: float = 1e-3,
+    threads: int = 2,
+    compile: str = "yes",
+    plan: bool = typer.Option(False, help="only say what is to be done"),
+) -> None:
+    """Do what is not in the results yet."""
+    quiet_lightning()
+    own = {"layers": layers, "channels": channels, "heads": channels, "cutoff": cutoff}
+    settings = {
+        "model": own,
+        "minutes": minutes,
+        "denoise_minutes": denoise_minutes,
+        "held": held,
+        "batch_atoms": batch_atoms,
+        "optimizer": optimizer,
+        "learning_rate": learning_rate,
+        "denoise_rate": denoise_rate,
+        "threads": threads,
+        "compile": compile,
+    }
+    if published and not GEOM2VEC.is_file():
+        raise InputError(f"no {GEOM2VEC.name} beside the clone; leave it out with --no-published")
+    todo = cases(frames, seeds, noise, published)
+    done = set(begun(NAME, settings).get("runs", {}))
+    todo = [case for case in todo if case.key not in done]
+    if plan or not todo:
+        print(*(case.key for case in todo), f"{len(todo)} runs to do", sep="\n")
+        return
+    experiment = Ablation(divide(read(DATA / DRUGLIKE), ELEMENTS), settings)
+    for case in todo:
+        row = experiment.run(case)
+        print(f"{case.key}: {row['minutes']:.1f} min, {row['test_meV']}", flush=True)
+
+
+@app.command()
+def render() -> None:
+    """Write results/ablation.md and ablation.png."""
+    result = stored(NAME)
+    page = write_page(NAME, f"# What denoising is worth\n\n{tables(result)}")
+    print(f"wrote {page.name} and {save_plot(plot(result), NAME).name}")
+
+
+def grouped(result: dict[str, Any]) -> dict[tuple[str, int], list[dict[str, Any]]]:
+    """Runs that differ in their seed only."""
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in result["runs"].values():
+        groups.setdefault((row["start"], row["frames"]), []).append(row)
+    return groups
+
+
+def tables(result: dict[str, Any]) -> str:
+    """Markdown, from the results alone."""
+    groups, settings = grouped(result), result["settings"]
+
+    def of(rows: Sequence[dict[str, Any]], name: str, digits: int = 1) -> str:
+        return with_spread([r["test_meV"][name] for r in rows], digits)
+
+    def gain(start: str, frames: int) -> str:
+        """Mean over seeds of the quotient with "nothing" of the same seed and size."""
+        base = {r["seed"]: r["test_meV"]["force_mae"] for r in groups.get((NOTHING, frames), [])}
+        pairs = [(base.get(r["seed"]), r) for r in groups[start, frames]]
+        ratios = [b / r["test_meV"]["force_mae"] for b, r in pairs if b]
+        return with_spread(ratios, 2) if ratios else "-"
+
+    rows = [
+        [
+            f"{frames:,}",
+            start,
+            str(len(same)),
+            of(same, "force_mae"),
+            of(same, "force_rmse"),
+            of(same, "energy_mae", 2),
+            of(same, "energy_rmse", 2),
+            gain(start, frames),
+            f"{same[0]['steps']:,}",
+            f"{same[0]['structures_seen']:,}",
+            f"{np.mean([r['minutes'] for r in same]):.1f}",
+        ]
+        for (start, frames), same in sorted(groups.items(), key=lambda item: item[0][1])
+    ]
+    header = "frames | start | seeds | F MAE | F RMSE | E MAE | E RMSE | gain | steps"
+    told = [
+        f"{kind}: {result['seconds_per_step'][kind]:.3f} s a step"
+        for kind in result["seconds_per_step"]
+    ]
+    denoised = [
+        f"{noise} Å: {d['steps']:,} steps on {d['geometries']:,} geometries in "
+        f"{d['minutes']:.1f} min, remaining loss {d['validation_loss']:.3f}"
+        for noise, d in result["denoised"].items()
+    ]
+    own = settings["model"]
+    return "\n".join(
+        [
+            "Errors on unseen drug-like molecules (forces meV/Å, energies meV/atom),"
+            f" {own['layers']} layers x {own['channels']} channels, {own['cutoff']:g} Å,"
+            f" {settings['minutes']:g} minutes of supervised training on {settings['threads']}"
+            " threads, molecules without P and I. Gain: forces MAE from nothing divided by this"
+            " one, same seed. ± is half the range over seeds, which set initial weights and choose"
+            " the frames. Minutes include validation and test.",
+            "",
+            table([*header.split(" | "), "structures seen", "minutes"], rows),
+            "",
+            *([f"Denoising, {'; '.join(denoised)}."] if denoised else []),
+            f"Speed, {'; '.join(told)}. Commit {result['commit']}; {result['machine']}.",
+        ]
+    )
+
+
+def plot(result: dict[str, Any]) -> Any:
+    """Forces MAE against the size of the supervised set."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4))
+    axes = figure.subplots()
+    groups = grouped(result)
+    for color, start in enumerate(dict.fromkeys(start for start, _ in groups)):
+        sizes = sorted(frames for name, frames in groups if name == start)
+        errors = [[r["test_meV"]["force_mae"] for r in groups[start, n]] for n in sizes]
+        axes.plot(sizes, [np.mean(e) for e in errors], "o-", color=f"C{color}", label=start)
+        for size, each in zip(sizes, errors, strict=True):
+            axes.plot([size] * len(each), each, ".", color=f"C{color}", alpha=0.5)
+    axes.set(xscale="log", yscale="log", xlabel="frames", ylabel="forces MAE, meV/Å")
+    axes.legend(frameon=False, fontsize=8)
+    axes.grid(alpha=0.3, which="both")
+    return figure
+
+
+if __name__ == "__main__":
+    app()

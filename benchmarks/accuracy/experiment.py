@@ -1,0 +1,176 @@
+"""What the experiments of this folder share: data, state, results, and how long a step takes.
+
+Every experiment is a script with two commands. `run` is expensive and resumable: its state goes
+to ``.state/<name>``, its numbers to ``results/<name>.json`` as soon as they are known. `render`
+is cheap: it turns the stored numbers into ``results/<name>.md`` and ``.png``.
+"""
+
+import json
+import platform
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from mlpot.data.record import Record
+from mlpot.data.splits import split_held_out
+from mlpot.errors import InputError
+from mlpot.models.checkpoint import write_atomically
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT.parent / "shared" / "data"
+WEIGHTS = ROOT.parent / "shared" / "weights"
+DRUGLIKE = "druglike_aimnet2/frames.h5"
+TRAINED_ON = [
+    DRUGLIKE,
+    "spice_des_monomers_aimnet2.h5",
+    "spice_solvated_amino_acids_aimnet2.h5",
+    "spice_water60_aimnet2.h5",
+]
+HELD_OUT = ROOT / "mlpot" / "zoo" / "recipes" / "held_out.json"
+LEVEL = "AIMNet2 (wB97M-D3(BJ)/def2-TZVPP teacher), four-member ensemble mean"
+RESULTS = Path(__file__).parent / "results"
+STATE = ROOT / ".state"
+
+#: steps of the runs that time a step: compile, start, start and measure
+TIMED = (10, 10, 110)
+
+
+def quiet(*_: Any) -> None:
+    """A `report` that says nothing."""
+
+
+def stored(name: str) -> dict[str, Any]:
+    """Results so far; empty if there are none."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def store(name: str, result: dict[str, Any]) -> None:
+    text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
+    text = re.sub(r"\[[-+.,eE\d\s]*\]", lambda found: " ".join(found[0].split()), text)
+    write_atomically(RESULTS / f"{name}.json", text.encode())
+
+
+def begun(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Results to go on with: those of the same settings, or new ones.
+
+    Raises:
+        InputError: stored results are of other settings; one table would mix two experiments.
+    """
+    found = stored(name)
+    if found and found["settings"] != settings:
+        changed = [k for k in settings if settings[k] != found["settings"].get(k)]
+        raise InputError(
+            f"results/{name}.json was begun with another {', '.join(changed)} "
+            f"({', '.join(str(found['settings'].get(k)) for k in changed)}). Give the same "
+            "options, or move that file away to start anew"
+        )
+    return found or {"settings": settings, "commit": commit(), "machine": machine()}
+
+
+def commit() -> str:
+    """Short hash of the code that measured; '+' where files differ from it."""
+    try:
+        told = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return told.stdout.strip()
+
+
+def machine() -> str:
+    return f"{platform.machine()}, torch {torch.__version__}"
+
+
+def empty_folder(*parts: str) -> Path:
+    """A folder under the state, emptied: a run that was cut off starts anew."""
+    folder = STATE.joinpath(*parts)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def seconds_per_step(train: Callable[[int, Path], Any], *parts: str) -> float:
+    """Wall time of a training step, from runs of different lengths.
+
+    Args:
+        train: ``train(steps, folder)``.
+        parts: of the folder's name, under the state.
+    """
+    seconds = []
+    for steps in TIMED:
+        folder = empty_folder(*parts)
+        begin = time.perf_counter()
+        train(steps, folder)
+        seconds.append(time.perf_counter() - begin)
+    found = (seconds[-1] - seconds[-2]) / (TIMED[-1] - TIMED[-2])
+    # on a busy machine the short run may take as long as the long one; no step is that fast
+    return max(found, 0.1 * seconds[-1] / TIMED[-1])
+
+
+class Parts(NamedTuple):
+    """Frames to train on, and of molecules held out."""
+
+    train: list[Record]
+    validation: list[Record]
+    test: list[Record]
+
+    def chosen(self, frames: int, seed: int, held: int) -> list[Record]:
+        """So many to train on, and up to ``held`` of each held-out part, always the same."""
+        order = np.random.default_rng(seed).permutation(len(self.train))
+        rest = [_spread(part, held) for part in (self.validation, self.test)]
+        return [self.train[i] for i in order[:frames]] + rest[0] + rest[1]
+
+
+def _spread(records: list[Record], count: int) -> list[Record]:
+    at = np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int)
+    return [records[i] for i in at]
+
+
+def divide(records: Sequence[Record], elements: frozenset[int]) -> Parts:
+    """The zoo's split of those frames that hold these elements only."""
+    records = [r for r in records if elements.issuperset(r.numbers.tolist())]
+    split = split_held_out(records, HELD_OUT)
+    return Parts(*([records[i] for i in getattr(split, part)] for part in Parts._fields))
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def with_spread(values: Sequence[float], digits: int = 1) -> str:
+    """Mean, and half the range where there are several: '61.2 ± 0.8'."""
+    told = f"{np.mean(values):.{digits}f}"
+    return f"{told} ± {np.ptp(values) / 2:.{digits}f}" if len(values) > 1 else told
+
+
+def millis(errors: dict[str, float]) -> dict[str, float]:
+    """meV and meV/Å of eV and eV/Å."""
+    return {k: 1e3 * v for k, v in errors.items() if k != "loss"}
+
+
+def write_page(name: str, text: str) -> Path:
+    path = RESULTS / f"{name}.md"
+    write_atomically(path, (text.rstrip() + "\n").encode())
+    return path
+
+
+def save_plot(figure: Any, name: str) -> Path:
+    path = RESULTS / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130, bbox_inches="tight")
+    return path

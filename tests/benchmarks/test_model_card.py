@@ -1,0 +1,211 @@
+"""The model card is made of measured numbers, and of those of the same weights only."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from mlpot.data.formats import read
+from mlpot.errors import DataError
+from mlpot.models.checkpoint import load_potential
+from mlpot.train.finetune import FinetuneConfig, FinetuneLoop, finetune
+from tests.benchmarks.accuracy_scripts import SCRIPTS, scratch  # noqa: F401
+
+model_card, dimers, history = (SCRIPTS[n] for n in ("model_card", "dimers", "history"))
+experiment = SCRIPTS["experiment"]
+ROOT = Path(__file__).resolve().parents[2]
+NAME = "pretrained-visnet"
+
+
+@pytest.fixture(scope="module")
+def records() -> list[Any]:
+    return read(ROOT / "examples" / "aspirin_60_frames.xyz")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, records: list[Any]) -> Path:
+    """The folder of a training run."""
+    out = tmp_path_factory.mktemp("energies")
+    model = {"layers": 2, "channels": 16, "heads": 4, "radial": 8, "cutoff": 4.0}
+    loop = FinetuneLoop(steps=6, validate_every=2, batch_atoms=60, seed=7, threads=1)
+    config = FinetuneConfig(
+        name=NAME, level="PBE", validation=5, test=5, split_by="frame", model=model, loop=loop
+    )
+    finetune(records, config, out, progress=False, report=lambda _: None)
+    return out
+
+
+@pytest.fixture
+def repository(
+    trained: Path,
+    records: list[Any],
+    scratch: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    """A repository whose zoo holds the trained model, with its errors measured."""
+    (scratch / "mlpot" / "zoo").mkdir(parents=True)
+    readme = f"# x\n<!-- errors of {NAME}: generated -->\nold\n<!-- end -->\ny\n"
+    (scratch / "README.md").write_text(readme)
+    monkeypatch.setattr(model_card, "ROOT", scratch)
+    monkeypatch.setattr(model_card, "resolve", lambda name: trained / "model.safetensors")
+    potential, info = load_potential(trained / "model.safetensors")
+    errors = model_card.errors_of(potential, records[:4])
+    result = {
+        **{"model": NAME, "sha256": info.sha256, "mode": "standard", "parameters": 4321},
+        **model_card.described(records),
+        "molecules": {"train": 1, "validation": 2, "test": 3},
+        **{"held_out": {"moses": errors}, "held_out_all": errors},
+        "zero_shot_forces": dict.fromkeys(model_card.ZERO_SHOT, errors),
+        **{"commit": "abc1234", "machine": "abacus"},
+    }
+    experiment.store(NAME, result)
+    return scratch
+
+
+def render() -> Any:
+    return CliRunner().invoke(model_card.app, ["render"])
+
+
+def test_the_learning_curve_is_that_of_the_run(trained: Path) -> None:
+    stage = history.read_stage(trained)
+    assert (stage["seed"], stage["steps"]) == (7, 6)
+    assert [h["step"] for h in stage["history"]] == [2, 4, 6]
+    hours = [h["hours"] for h in stage["history"]]
+    assert hours == sorted(hours) and 0 <= hours[-1] <= stage["hours"] < 0.5
+    last = load_potential(trained / "model.safetensors")[1].provenance["validation"]
+    assert last["force_mae"] in [h["force_mae"] for h in stage["history"]]
+
+
+def test_an_unfinished_run_has_no_curve(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not come to its end"):
+        history.read_stage(tmp_path)
+
+
+def test_time_between_a_cut_and_going_on_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from types import SimpleNamespace as Event
+
+    logs = {"version_0": [(0, 0), (3600, 100)], "version_1": [(90000, 60), (93600, 160)]}
+
+    class Accumulator:
+        def __init__(self, path: str, **_: object):
+            self.events = [Event(wall_time=t, step=s) for t, s in logs[Path(path).name]]
+
+        def Reload(self) -> "Accumulator":
+            return self
+
+        def Tags(self) -> dict[str, list[str]]:
+            return {"scalars": ["x"]}
+
+        def Scalars(self, tag: str) -> list[Event]:
+            return self.events
+
+    from tensorboard.backend.event_processing import event_accumulator
+
+    monkeypatch.setattr(event_accumulator, "EventAccumulator", Accumulator)
+    for name in logs:
+        (tmp_path / "tensorboard" / name).mkdir(parents=True)
+    clock = history.hours_by_step(tmp_path)
+    assert clock == [(0, 0.0), (60, 0.0), (160, 1.0)]
+    assert history.hours_at(clock, 161) == 1.0 and history.hours_at(clock, 500) is None
+
+
+def test_card_and_readme_hold_what_was_measured(repository: Path, trained: Path) -> None:
+    done = CliRunner().invoke(
+        model_card.app, ["training", str(trained), "--remark", "A remark"], catch_exceptions=False
+    )
+    assert done.exit_code == 0, done.output
+    dimers.run(str(trained))
+    source = dict.fromkeys(
+        model_card.ZERO_SHOT, {"frames": 9, "force_mae": 41.4, "force_rmse": 70.7}
+    )
+    experiment.store(model_card.TEACHER, {"file": "t.jpt", "zero_shot_forces": source})
+    done = render()
+    assert done.exit_code == 0, done.output
+    card = (repository / "mlpot" / "zoo" / f"{NAME}.md").read_text(encoding="utf-8")
+    result = experiment.stored(NAME)
+    errors = result["held_out"]["moses"]
+    assert f"| {errors['force_mae']:.0f} | {errors['force_rmse']:.0f} |" in card
+    for told in (
+        "| elements | H, C, O |",
+        "molecules of 21 to 21 atoms",
+        "neutral, closed-shell only",
+        "RMSE 71 meV/Å",
+        "| seeds | energies and forces 7 |",
+        "commit abc1234; abacus",
+        "50 frames of 1 molecules; 2 molecules for validation. A remark",
+        "C (540 atoms)",
+        "## Learning curve",
+        "## Two atoms, close and far",
+        "python benchmarks/accuracy/dimers.py run --model runs/energies\n",
+    ):
+        assert told in card, told
+    assert "{" not in card.split("```")[0]
+    assert "## Dynamics" not in card  # not measured
+    readme = (repository / "README.md").read_text(encoding="utf-8")
+    assert "old" not in readme and "| all held out | 4 |" in readme and readme.endswith("\ny\n")
+    assert (repository / "results" / f"{NAME}-training.png").is_file()
+
+
+def test_results_of_other_weights_stay_out(repository: Path, trained: Path) -> None:
+    dimers.run(str(trained))
+    stale = experiment.stored("dimers")
+    stale["settings"]["sha256"] = "other"
+    experiment.store("dimers", stale)
+    done = render()
+    assert done.exit_code == 0 and "other weights" in done.output
+    card = (repository / "mlpot" / "zoo" / f"{NAME}.md").read_text(encoding="utf-8")
+    assert "## Two atoms" not in card and "not measured" in card
+    for change in ({"sha256": "other"}, {"mode": "dev"}):
+        experiment.store(NAME, {**experiment.stored(NAME), **change})
+        assert render().exit_code == 1
+
+
+def test_errors_are_those_of_evaluate_in_millis(trained: Path, records: list[Any]) -> None:
+    from mlpot.train.finetune import evaluate
+
+    model = load_potential(trained / "model.safetensors")[0]
+    found, straight = model_card.errors_of(model, records[:4]), evaluate(model, records[:4])
+    assert found["frames"] == 4
+    assert math.isclose(found["force_rmse"], 1e3 * straight.force_rmse)
+
+
+def test_the_teacher_is_measured_like_the_model(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, records: list[Any]
+) -> None:
+    """With a teacher that is off by one meV/Å everywhere."""
+    from ase.calculators.calculator import Calculator, all_changes
+
+    known = {r.positions.tobytes(): r.forces for r in records[:3]}
+
+    class Off(Calculator):
+        implemented_properties = ["energy", "forces"]
+
+        def __init__(self, path: Path):
+            super().__init__()
+
+        def calculate(
+            self, atoms: Any = None, properties: Any = None, system_changes: Any = all_changes
+        ) -> None:
+            forces = known[atoms.positions.astype(records[0].positions.dtype).tobytes()]
+            self.results = {"energy": 0.0, "forces": forces + 1e-3}
+
+    monkeypatch.setattr(model_card, "AIMNet2", Off)
+    monkeypatch.setattr(model_card, "zero_shot_sets", lambda *_: {"a": records[:3]})
+    file = repository / "x.jpt"
+    file.write_bytes(b"x")
+    model_card.teacher(file)
+    found = experiment.stored(model_card.TEACHER)["zero_shot_forces"]["a"]
+    assert found["force_mae"] == pytest.approx(1.0, rel=1e-3)
+    assert found["force_rmse"] == pytest.approx(1.0, rel=1e-3)
+
+
+def test_command_lines_of_the_card_exist() -> None:
+    template = (ROOT / "benchmarks" / "accuracy" / "card_template.md").read_text()
+    known = {c.name or c.callback.__name__ for c in model_card.app.registered_commands}
+    lines = [x for x in template.splitlines() if "model_card.py" in x and x.startswith("python")]
+    lines += [x.split("{commands}")[1] for x in template.splitlines() if x.startswith("{commands}")]
+    assert {line.split()[2] for line in lines} <= known and len(lines) == 4
