@@ -25,7 +25,7 @@ def make_optimizer(
     return MuonAdamW(matrices, others, learning_rate, weight_decay)
 
 
-def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
+def hidden_matrices(model: nn.Module) -> list[Tensor]:
     """Weights of linear layers with more than one output; no embeddings, biases or norms."""
     return [
         m.weight for m in model.modules() if isinstance(m, nn.Linear) and min(m.weight.shape) > 1
