@@ -36,7 +36,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "deploy": (*_BASE, "models", "zoo", "__version__"),
     "calculator": _USER,
     "md": (*_USER, "calculator"),
-    "analysis": (*_USER, "data"),
+    "analysis": (*_USER, "md", "data", "models.checkpoint", "models.potential"),
     "testing": (*_BASE, "models", "deploy"),
     "cli": ("*",),
     "plugins": (

@@ -9,6 +9,7 @@ import pytest
 from mlpot import available_models, load
 from mlpot import zoo as zoo_module
 from mlpot.errors import ModelFileError, UnknownModelError
+from mlpot.models import checkpoint
 from mlpot.zoo import resolve
 from tests.helpers import ethanol, save_random_model
 
@@ -18,9 +19,14 @@ def test_every_entry(name: str) -> None:
     entry = available_models()[name]
     assert resolve(name) == entry.path
     assert name in entry.card_path.read_text(encoding="utf-8")
-    model = load(name)
-    assert model.info.name == name and model.info.level and model.info.elements
-    told = model.info.model_dump_json()
+    info = checkpoint.load(entry.path)[1]
+    if info.kind == "potential":
+        load(name)
+    else:
+        with pytest.raises(ModelFileError, match="mlpot finetune"):
+            load(name)
+    assert info.name == name and info.level and info.elements
+    told = info.model_dump_json()
     assert not re.search(r"/(home|root|work|tmp|Users)/", told), "a path of somebody's machine"
 
 

@@ -47,7 +47,7 @@ from mlpot.data.calculators import AIMNet2
 from mlpot.data.formats import read, read_all
 from mlpot.data.record import Record
 from mlpot.data.splits import split_held_out
-from mlpot.models.checkpoint import ModelInfo, load_potential
+from mlpot.models.checkpoint import ModelInfo, load, load_potential
 from mlpot.models.potential import Potential
 from mlpot.train.finetune import evaluate
 from mlpot.zoo import resolve
@@ -180,17 +180,19 @@ def training(
 
 
 @app.command()
-def install(model: str, summary: str, name: str = "pretrained-visnet") -> None:
+def install(
+    model: str, summary: str, name: str = "pretrained-visnet", card: str = "pretrained-visnet.md"
+) -> None:
     """Put a model file into the zoo under a name, with its hash in the registry."""
     zoo = ROOT / "mlpot" / "zoo"
-    load_potential(model)  # whole, and a potential
+    load(model)  # whole
     content = Path(model).read_bytes()
     (zoo / f"{name}.safetensors").write_bytes(content)
     registry = json.loads((zoo / "registry.json").read_text())
     registry[name] = {
         "file": f"{name}.safetensors",
         "sha256": hashlib.sha256(content).hexdigest(),
-        "card": f"{name}.md",
+        "card": card,
         "summary": summary,
     }
     (zoo / "registry.json").write_text(json.dumps(registry, indent=2, sort_keys=True) + "\n")

@@ -11,6 +11,7 @@ from mlpot.cli.evaluate import evaluate
 from mlpot.cli.export import export
 from mlpot.cli.md import md
 from mlpot.cli.models import models
+from mlpot.cli.stability import stability
 from mlpot.cli.train import finetune, pretrain
 
 app = typer.Typer(
@@ -56,3 +57,4 @@ app.command("export")(export)
 app.command("pretrain")(pretrain)
 app.command("conformers")(conformers)
 app.command("label")(label)
+app.command("stability")(stability)

@@ -1,0 +1,115 @@
+"""Measure how far out simulations stay whole, and write the table.
+
+    python -m benchmarks.stability run --mode standard           # simulates; goes on after a kill
+    python -m benchmarks.stability run --model gfn2-xtb          # a peer, through the same code
+    python -m benchmarks.stability analyze --mode standard       # sums up again, in seconds
+    python -m benchmarks.stability show --mode dev               # prints the tables
+    python -m benchmarks.stability render                        # the README's table
+
+Trajectories and records go to runs/stability/MODEL-MODE, sums to results/MODEL-MODE.json.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = Path(__file__).parent / "results"
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+Mode = Annotated[str, typer.Option(help="dev, fast or standard: a minute to many core-hours")]
+Model = Annotated[str, typer.Option(help="as for `mlpot stability`: a model or a calculator")]
+Out = Annotated[Path | None, typer.Option(help="of trajectories and records")]
+Label = Annotated[str | None, typer.Option(help="name of the results; else that of the model")]
+
+
+def folder_of(model: str, mode: str, out: Path | None, label: str | None) -> Path:
+    return out or ROOT / "runs" / "stability" / f"{label_of(model, label)}-{mode}"
+
+
+def label_of(model: str, label: str | None) -> str:
+    name = label or (Path(model).stem if Path(model).exists() else model)
+    return re.sub(r"[^\w.-]", "-", name)
+
+
+@app.command()
+def run(
+    mode: Mode = "fast",
+    model: Model = "pretrained-visnet",
+    option: Annotated[list[str], typer.Option(help="KEY=VALUE for a calculator")] = [],  # noqa: B006
+    out: Out = None,
+    label: Label = None,
+    engine: str = "auto",
+    dtype: str | None = None,
+    workers: Annotated[int, typer.Option(help="processes; 0 runs in this one")] = 0,
+    scheduler: Annotated[str | None, typer.Option(help="address of a dask scheduler")] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="do again what has failed")] = False,
+) -> None:
+    """Simulate what has not been simulated yet, and sum up."""
+    from benchmarks.stability.content import content
+    from mlpot.analysis.scenarios import MODES
+    from mlpot.analysis.stability import run as run_suite
+    from mlpot.analysis.subjects import subject
+    from mlpot.cli.data import _bar, _options
+
+    if mode not in MODES:
+        sys.exit(f"mode must be {', '.join(MODES)}, got {mode!r}")
+    folder = folder_of(model, mode, out, label)
+    place: dict[str, Any] = {"workers": workers, "scheduler": scheduler, "retry": retry}
+    tested = subject(model, _options(option), engine, dtype)
+    with _bar("simulating", False, folder) as bar:
+        run_suite(tested, content(mode), folder, report=typer.echo, **place, **bar)
+    analyze(mode, model, folder, label)
+
+
+@app.command()
+def analyze(
+    mode: Mode = "fast", model: Model = "pretrained-visnet", out: Out = None, label: Label = None
+) -> None:
+    """Sum up what has been simulated, in results/MODEL-MODE.json."""
+    from benchmarks.stability.goals import goals
+    from mlpot.analysis.records import write_json
+    from mlpot.analysis.summary import analyze as sum_up
+
+    summary = sum_up(folder_of(model, mode, out, label))
+    summary["runs"] = [one for one in summary["runs"] if one["broke"]]  # the rest is in groups
+    summary["goals"] = [goal._asdict() | {"met": goal.met} for goal in goals(summary)]
+    RESULTS.mkdir(exist_ok=True)
+    write_json(RESULTS / f"{label_of(model, label)}-{mode}.json", summary)
+    typer.echo(f"wrote results/{label_of(model, label)}-{mode}.json")
+
+
+def read_results(mode: str) -> list[dict[str, Any]]:
+    """Of all models, the shipped one first."""
+    files = sorted(RESULTS.glob(f"*-{mode}.json"), key=lambda f: (f.stem[:10] != "pretrained", f))
+    if not files:
+        sys.exit(f"no results; first: python -m benchmarks.stability run --mode {mode}")
+    return [json.loads(file.read_text()) for file in files]
+
+
+@app.command()
+def show(mode: Mode = "dev") -> None:
+    """Print the tables of a mode."""
+    from benchmarks.stability.tables import markdown
+
+    typer.echo(markdown(read_results(mode)))
+
+
+@app.command()
+def render(mode: Mode = "standard", readme: Path = ROOT / "README.md") -> None:
+    """Write the table into the README."""
+    from benchmarks.stability.tables import END, START, markdown, write_block
+
+    if mode != "standard":
+        sys.exit(f"the README needs --mode standard, not {mode!r}; for others: show --mode {mode}")
+    if not write_block(readme, markdown(read_results(mode))):
+        sys.exit(f"{readme.name} has no lines {START!r} and {END!r} around a table")
+    typer.echo(f"wrote the table in {readme.name}")
+
+
+if __name__ == "__main__":
+    app()

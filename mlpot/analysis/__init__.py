@@ -1,0 +1,1 @@
+"""What a potential is worth in use: stability of its simulations."""

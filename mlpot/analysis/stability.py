@@ -1,0 +1,302 @@
+"""Run a suite: many simulations of many molecules, each once, whatever interrupts it."""
+
+import platform
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase.build import molecule as g2_molecule
+from ase.data import chemical_symbols
+from numpy.typing import NDArray
+
+from mlpot import __version__
+from mlpot.analysis.accuracy import Accuracy, run_accuracy
+from mlpot.analysis.batch import Batch, batches, run_batch
+from mlpot.analysis.molecules import Molecule
+from mlpot.analysis.records import (
+    Folder,
+    Json,
+    Suite,
+    failures_of,
+    molecule_json,
+    write_topology,
+)
+from mlpot.analysis.scenarios import Planned, Scenario, plan
+from mlpot.analysis.subjects import CalculatorModel, Subject
+from mlpot.data.jobs import run as run_jobs
+from mlpot.data.record import Record
+from mlpot.deploy.load import could_compile, load
+from mlpot.errors import InputError
+from mlpot.md.settings import LONG
+
+#: molecules of ASE with elements that models of organic chemistry do not cover
+FOREIGN = ("SiH4", "BF3", "NaCl", "AlCl3")
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Frames of a molecule to compare simulations with; its set has to be ``reference``."""
+
+    positions: NDArray[np.floating]  # [F, N, 3] Å
+    temperature: float  # K
+    source: str
+
+
+@dataclass(frozen=True, eq=False)
+class Refusal:
+    """Does the subject refuse a molecule of foreign elements before the first step?"""
+
+    subject: Subject
+    name: str
+
+    @property
+    def key(self) -> str:
+        return f"refusal-{self.name}"
+
+
+@dataclass(frozen=True, eq=False)
+class Content:
+    """What a suite is made of.
+
+    Attributes:
+        scenarios: see `mlpot.analysis.scenarios.MODES`.
+        molecules: of any sets; those that no scenario names do not matter.
+        mode: told in the summary.
+        references: name of a molecule of the set ``reference`` -> frames to compare with.
+        accuracy: name -> labelled frames.
+        skipped: what -> why it is missing, to be told in the summary.
+    """
+
+    scenarios: Sequence[Scenario]
+    molecules: Sequence[Molecule]
+    mode: str = "own"
+    references: Mapping[str, Reference] | None = None
+    accuracy: Mapping[str, Sequence[Record]] | None = None
+    skipped: Mapping[str, str] | None = None
+
+
+def run(
+    subject: Subject,
+    content: Content,
+    out: str | Path,
+    *,
+    workers: int = 0,
+    scheduler: str | None = None,
+    retry: bool = False,
+    report: Callable[[str], None] = lambda text: None,
+    on_start: Callable[[int, int], None] = lambda total, known: None,
+    on_result: Callable[[bool], None] = lambda good: None,
+) -> Folder:
+    """Do what has not been done yet, and leave it in a folder (see `mlpot.analysis.records`).
+
+    A run that is in the records is never done again, and one that was on its way goes on from
+    its last state, a minute old at most.
+
+    Args:
+        subject: what is tested.
+        content: what with.
+        out: folder; on a cluster, one that all workers see.
+        workers: local processes; 0 runs in this one, with torch's own number of threads.
+        scheduler: address of a dask scheduler to use instead.
+        retry: do again what has failed (a calculator that could not do a start geometry).
+        report: told, in a line, what is going on.
+        on_start: called once with the number of jobs, and of those already done.
+        on_result: called after each job, with False for a failure.
+
+    Raises:
+        InputError: nothing to run; the folder is another model's; no such scheduler.
+        MLPotError: the model cannot be loaded.
+    """
+    folder = Folder(Path(out).absolute())
+    runs, others = _begin(subject, content, folder)
+    done = {record["key"] for record in folder.records()}
+    failed = {} if retry else failures_of(folder.records_file)
+    jobs = list(_jobs(subject, runs, others, folder, done))
+    todo = {job.key: job for job in jobs if job is not None and job.key not in failed}
+    left = [run for job in todo.values() if isinstance(job, Batch) for run in job.runs]
+    _compile(subject, left, report)
+    on_start(len(jobs), len(jobs) - len(todo))
+    with folder.store() as store:
+        run_jobs(work, todo, store, workers=workers, scheduler=scheduler, on_result=on_result)
+    shutil.rmtree(folder.path / "partial", ignore_errors=True)
+    return folder
+
+
+def _begin(
+    subject: Subject, content: Content, folder: Folder
+) -> tuple[list[Planned], list[Refusal | Accuracy]]:
+    """What there is to do, once the folder has been claimed for it."""
+    molecules, skipped = _covered(subject, content.molecules)
+    runs = _plan(content, molecules)
+    if not runs:
+        reason = next(iter(skipped.values()), "no molecule is of a set that a scenario names")
+        raise InputError(f"there is nothing to run: {reason}")
+    others: list[Refusal | Accuracy] = [*_refusals(subject)]
+    others += _accuracies(subject, content.accuracy or {}, skipped)
+    used = {run.molecule.name: run.molecule for run in runs}
+    folder.begin(
+        Suite(
+            model=subject.name,
+            identity=subject.identity,
+            mode=content.mode,
+            runs=[run.key for run in runs],
+            others=[job.key for job in others],
+            molecules={name: molecule_json(m) for name, m in used.items()},
+            skipped={**(content.skipped or {}), **skipped},
+            machine=machine(subject),
+        )
+    )
+    _write_inputs(folder, used, content.references or {})
+    return runs, others
+
+
+def work(job: Batch | Accuracy | Refusal) -> Json:
+    """One job, on whatever process: ``{"records": [...]}``."""
+    if isinstance(job, Batch):
+        return run_batch(job)
+    return run_accuracy(job) if isinstance(job, Accuracy) else run_refusal(job)
+
+
+def run_refusal(job: Refusal) -> Json:
+    """A record of kind ``refusal``."""
+    atoms = g2_molecule(job.name)
+    message = job.subject.refuses(atoms.numbers, atoms.positions)
+    model = job.subject.open()
+    known = set() if isinstance(model, CalculatorModel) else set(model.info.elements)
+    foreign = sorted(set(atoms.numbers.tolist()) - known)
+    accepted = None if isinstance(model, CalculatorModel) else False
+    record = {
+        "kind": "refusal",
+        "key": job.key,
+        "molecule": job.name,
+        "elements": [chemical_symbols[z] for z in foreign],
+        "refused": True if message else accepted,
+        "message": message,
+    }
+    return {"records": [record]}
+
+
+def machine(subject: Subject) -> Json:
+    """Where it runs: enough to understand a time, nothing that names a computer."""
+    model = subject.open()
+    return {
+        "processor": _processor(),
+        "device": model.device.type,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "mlpot": __version__,
+    }
+
+
+# --- what there is to do -------------------------------------------------------------------------
+
+
+def _covered(
+    subject: Subject, molecules: Sequence[Molecule]
+) -> tuple[list[Molecule], dict[str, str]]:
+    """Molecules that the subject takes, and why not the others. Calculators are asked later."""
+    if subject.labeller is not None:
+        return list(molecules), {}
+    why = {m.name: subject.refuses(m.numbers, m.positions) for m in molecules}
+    taken = [m for m in molecules if not why[m.name]]
+    return taken, {name: reason for name, reason in why.items() if reason}
+
+
+def _plan(content: Content, molecules: Sequence[Molecule]) -> list[Planned]:
+    """All runs; those with a reference at its temperature."""
+    scenarios: list[Scenario] = []
+    for scenario in content.scenarios:
+        if scenario.sets != ("reference",):
+            scenarios.append(scenario)
+    runs = plan(scenarios, molecules)
+    for scenario in (s for s in content.scenarios if s.sets == ("reference",)):
+        for name, reference in list((content.references or {}).items())[: scenario.count]:
+            one = [m for m in molecules if m.name == name and m.set == "reference"]
+            runs += plan([replace(scenario, temperatures=(reference.temperature,))], one)
+    return runs
+
+
+def _refusals(subject: Subject) -> list[Refusal]:
+    if subject.labeller is not None:
+        return [Refusal(subject, name) for name in FOREIGN]
+    covered = set(subject.open().info.elements)
+    foreign = [n for n in FOREIGN if set(g2_molecule(n).numbers.tolist()) - covered]
+    return [Refusal(subject, name) for name in foreign]
+
+
+def _accuracies(
+    subject: Subject, sets: Mapping[str, Sequence[Record]], skipped: dict[str, str]
+) -> list[Accuracy]:
+    """Jobs of the sets that the subject covers; the others go to ``skipped``."""
+    found = []
+    for name, records in sets.items():
+        why = ""
+        if subject.labeller is None:
+            why = subject.refuses(
+                np.unique(np.concatenate([r.numbers for r in records])), np.empty((0, 3))
+            )
+        if why:
+            skipped[f"errors on {name}"] = why
+        else:
+            found.append(Accuracy(subject, name, tuple(records)))
+    return found
+
+
+def _jobs(
+    subject: Subject,
+    runs: Sequence[Planned],
+    others: Sequence[Refusal | Accuracy],
+    folder: Folder,
+    done: set[str],
+) -> Iterator[Batch | Accuracy | Refusal | None]:
+    """All jobs; None for one that is done. Long ones first, so that no worker is left with one."""
+    for batch in sorted(batches(runs, subject, folder.path), key=lambda b: -_atom_steps(b.runs)):
+        left = tuple(run for run in batch.runs if run.key not in done)
+        yield Batch(subject, left, batch.folder) if left else None
+    for job in others:
+        yield None if job.key in done else job
+
+
+def _atom_steps(runs: Sequence[Planned]) -> int:
+    return sum(len(run.molecule.numbers) * run.scenario.steps for run in runs)
+
+
+def _write_inputs(
+    folder: Folder, molecules: Mapping[str, Molecule], references: Mapping[str, Reference]
+) -> None:
+    for name, molecule in molecules.items():
+        if not folder.topology(name).is_file():
+            write_topology(folder.topology(name), molecule)
+    for name, reference in references.items():
+        told: dict[str, Any] = {
+            "positions": np.asarray(reference.positions, dtype=np.float32),
+            "temperature": reference.temperature,
+            "source": reference.source,
+        }
+        np.savez_compressed(folder.reference(name), **told)
+
+
+def _compile(subject: Subject, runs: Sequence[Planned], report: Callable[[str], None]) -> None:
+    """Make machine code once, before workers would each make it, where that pays."""
+    if subject.labeller is not None or subject.engine != "auto" or subject.model is None:
+        return
+    steps = sum(run.scenario.steps for run in runs)
+    on_cpu = subject.open().device.type == "cpu"
+    if on_cpu and steps >= LONG and could_compile(subject.model, subject.dtype):
+        report("compiling the model first, once: about a minute, for runs several times faster")
+        smallest = min((run.molecule for run in runs), key=lambda m: len(m.numbers))
+        compiled = load(subject.model, "compiled", subject.dtype, "cpu")
+        compiled(smallest.numbers, smallest.positions)  # machine code is made when it is needed
+        subject.close()
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

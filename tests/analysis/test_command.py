@@ -1,0 +1,152 @@
+"""The command, and the benchmark around it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from benchmarks.stability import content as benchmark
+from benchmarks.stability.__main__ import label_of
+from benchmarks.stability.goals import goals
+from benchmarks.stability.make_molecules import GROUPS, LARGE, STANDARD
+from benchmarks.stability.tables import END, START, markdown, write_block
+from mlpot.analysis.molecules import DEFAULT, read_molecules
+from mlpot.analysis.stability import Content, run
+from mlpot.analysis.subjects import Subject
+from mlpot.analysis.summary import analyze
+from mlpot.cli.common import Group
+from mlpot.cli.stability import _content, stability
+from tests.analysis.conftest import ROOT
+
+app = typer.Typer(cls=Group)
+app.callback()(lambda: None)
+app.command("stability")(stability)
+
+
+def call(*words: object) -> str:
+    result = CliRunner().invoke(app, ["stability", *map(str, words)], env={"COLUMNS": "100"})
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def error(*words: object) -> str:
+    result = CliRunner().invoke(app, ["stability", *map(str, words)])
+    assert result.exit_code == 1 and "Traceback" not in result.output, result.output
+    return result.stderr
+
+
+def test_a_molecule_of_the_user(
+    soft: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without any data set: a table, and a folder from which it can be made again."""
+    monkeypatch.setattr("mlpot.analysis.batch.EQUILIBRATION", 0.01)
+    own = tmp_path / "mine.xyz"
+    own.write_text((ROOT / "benchmarks/speed/systems/ethanol.xyz").read_text())
+    words = (soft.model, "--out", tmp_path / "out", "--engine", "eager", "--workers", 0)
+    text = call(*words, "--mode", "dev", "-m", own, "-m", "O")
+    assert "ladder 1000 K" in text and "ramp to 3000 K" in text
+    assert "refused before the first step: SiH4" in text
+    assert "core-hours" in text and "summary.json" in text
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    names = {name for group in summary["groups"] for name in group["molecules"]}
+    assert names == {"mine", "H2O"}
+    assert {g["scenario"] for g in summary["groups"]} == {"ladder", "ramp", "nve", "distorted"}
+    again = call(soft.model, "--out", tmp_path / "out", "--analyze")
+    assert again.splitlines() == text.splitlines()[1:]
+
+
+def test_errors_are_one_line(soft: Subject, tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "out", "--workers", 0)
+    assert "does not cover Cl" in error(soft.model, *out, "-m", "CCl")
+    assert "neither a file nor a valid SMILES" in error(soft.model, *out, "-m", "C(")
+    assert "no model is named" in error("nonsense", *out)
+    assert "no suite.json" in error(soft.model, *out, "--analyze")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_reference_and_labelled_frames(tmp_path: Path) -> None:
+    frames = ROOT / "examples" / "aspirin_60_frames.xyz"
+    content = _content("dev", ["CCO"], frames, 500.0, [frames])
+    (name,) = content.references or {}
+    assert [m.name for m in content.molecules if m.set == "reference"] == [name]
+    assert (content.references or {})[name].temperature == 500.0
+    assert len((content.accuracy or {})["aspirin_60_frames.xyz"]) == 60
+
+
+def test_molecules_that_come_with_mlpot() -> None:
+    molecules = read_molecules(DEFAULT)
+    assert {m.set for m in molecules} == {"standard", "large", "groups"}
+    assert all(m.smiles and m.source for m in molecules)
+
+
+# --- the benchmark -------------------------------------------------------------------------------
+
+
+def test_standard_molecules_are_held_out() -> None:
+    held_out = json.loads((ROOT / "mlpot/zoo/recipes/held_out.json").read_text())["test"]
+    molecules = read_molecules(benchmark.MOLECULES)
+    standard = [m for m in molecules if m.set == "standard"]
+    assert len(standard) == len(STANDARD) == 20
+    assert {m.smiles for m in standard} <= set(held_out)
+    assert sum("." in m.smiles for m in standard) == 3
+    assert sum(m.name.startswith("ac-") for m in standard) == 5
+    large = [m for m in molecules if m.set == "large"]
+    assert {m.name for m in large} == set(LARGE) and min(len(m.numbers) for m in large) > 69
+    assert {m.name for m in molecules if m.set == "groups"} == set(GROUPS)
+
+
+def test_absent_data_are_told(tmp_path: Path) -> None:
+    found = benchmark.content("dev", tmp_path)
+    assert not found.references and not found.accuracy
+    assert len(found.skipped or {}) == len(benchmark.REFERENCES) + len(benchmark.ACCURACY)
+    assert all("not part of a clone" in why for why in (found.skipped or {}).values())
+
+
+def test_data_beside_the_clone_are_used(shared: Path) -> None:
+    found = benchmark.content("dev")
+    assert not found.skipped
+    references = found.references or {}
+    assert {r.temperature for r in references.values()} == {300.0, 500.0, 600.0}
+    sets = found.accuracy or {}
+    assert len(sets["acac dihedral scan"]) == 45 and len(sets["acac H transfer"]) == 15
+    assert all(np.isfinite(r.energy) for records in sets.values() for r in records)
+
+
+def test_tables_of_a_summary(soft: Subject, content: Content, tmp_path: Path) -> None:
+    summary = analyze(run(soft, content, tmp_path / "suite").path)
+    found = goals(summary)
+    assert [goal.met for goal in found] == [None] * 4 + [True]  # 20 fs prove nothing
+    summary["goals"] = [goal._asdict() | {"met": goal.met} for goal in found]
+    text = markdown([summary, {**summary, "model": "peer"}])
+    rows = [line for line in text.splitlines() if line.startswith("| ladder 300 K")]
+    assert [row.split("|")[3].strip() for row in rows] == [summary["model"], "peer"]
+    assert "not measured" in text
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{START}\nold\n{END}\nafter\n")
+    assert write_block(readme, text)
+    written = readme.read_text()
+    assert written.startswith("before\n") and written.endswith("after\n")
+    assert text in written and "old" not in written
+    readme.write_text("no markers")
+    assert not write_block(readme, text)
+
+
+def test_goals_count_only_what_is_long_enough() -> None:
+    def summary(share: float, ps: float, runs: int) -> dict:
+        group = {"scenario": "ladder", "temperature": 1000.0, "picoseconds": ps, "runs": runs}
+        return {"groups": [{**group, "fraction": [share, 0.0, 1.0]}], "refusals": []}
+
+    def met(*of: float) -> bool | None:
+        return goals(summary(*of))[2].met  # type: ignore[arg-type]
+
+    assert met(0.95, 20.0, 60) is True
+    assert met(0.94, 20.0, 60) is False
+    assert met(1.0, 1.0, 60) is None and met(1.0, 20.0, 3) is None
+
+
+@pytest.mark.parametrize(("name", "label"), [("a:B", "a-B"), ("pretrained-visnet",) * 2])
+def test_results_have_names_of_files(name: str, label: str) -> None:
+    assert label_of(name, None) == label

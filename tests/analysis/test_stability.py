@@ -1,0 +1,530 @@
+"""Suites that run: resuming, seeds, calculators, explosions, and what is left on disk."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ase.build import molecule
+from ase.calculators.emt import EMT
+
+import mlpot.analysis.batch as batch_module
+from mlpot.analysis import stability
+from mlpot.analysis.accuracy import Accuracy, predict
+from mlpot.analysis.batch import distort
+from mlpot.analysis.criteria import bond_lengths, find_bonds
+from mlpot.analysis.molecules import DEFAULT, SETS, own_molecules, read_molecules
+from mlpot.analysis.records import Folder, read_trajectory
+from mlpot.analysis.scenarios import MODES, Scenario, plan
+from mlpot.analysis.stability import Content, Reference, run
+from mlpot.analysis.subjects import Subject, subject
+from mlpot.analysis.summary import analyze
+from mlpot.data.record import Record
+from mlpot.errors import DataError, InputError, UnknownModelError
+from tests.analysis.calculators import Harmonic
+from tests.analysis.conftest import HARMONIC, ROOT, lines, small
+
+
+def runs_of(folder: Folder) -> dict[str, dict[str, Any]]:
+    return {r["key"]: r for r in folder.records() if r["kind"] == "run"}
+
+
+def without_times(record: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in record.items() if k != "cpu_seconds"}
+
+
+# --- what a run leaves ---------------------------------------------------------------------------
+
+
+def test_a_suite_leaves_records_and_trajectories(
+    soft: Subject, content: Content, tmp_path: Path
+) -> None:
+    folder = run(soft, content, tmp_path / "suite")
+    records = runs_of(folder)
+    assert len(records) == 8
+    assert {(r["molecule"], r["temperature"], r["seed"]) for r in records.values()} == {
+        (m, t, s) for m in ("CH3OH", "H2O") for t in (300.0, 600.0) for s in (0, 1)
+    }
+    for r in records.values():
+        frames = read_trajectory(folder.trajectory(r["id"]))
+        assert len(frames) == len(r["temperatures"]) == len(r["potential"]) == 11
+        assert r["steps"] == 40 and r["interval"] == 2.0 and not r["lost"]
+        assert frames.shape[1] == len(folder.suite().molecules[r["molecule"]]["numbers"])
+        assert r["trajectory"] in os.listdir(folder.path / "trajectories")
+    assert not (folder.path / "partial").exists()
+    assert (folder.path / "molecules" / "H2O.pdb").is_file()
+
+
+def test_the_trajectory_is_that_of_replicas(
+    soft: Subject, content: Content, tmp_path: Path
+) -> None:
+    """The suite adds nothing to the integrator: same start, same seed, same positions."""
+    from mlpot.md.replicas import Replicas
+
+    folder = run(soft, content, tmp_path / "suite")
+    planned = next(p for p in plan(content.scenarios, content.molecules) if p.seed == 1)
+    record = runs_of(folder)[planned.key]
+    relaxer = Replicas(
+        soft.open(), [planned.molecule.numbers], [planned.molecule.positions], temperatures=0.0
+    )
+    relaxer.minimize(200)
+    alone = Replicas(
+        soft.open(),
+        [planned.molecule.numbers],
+        relaxer.positions,
+        temperatures=planned.temperature,
+        seeds=[planned.random],
+    )
+    alone.step(40)
+    last = read_trajectory(folder.trajectory(record["id"]))[-1]
+    np.testing.assert_allclose(last, alone.positions[0], atol=0.006)  # XTC keeps 0.01 Å
+    assert record["potential"][-1] == pytest.approx(alone.potential[0], abs=1e-4)
+
+
+def test_seeds_decide(soft: Subject, content: Content, tmp_path: Path) -> None:
+    first, again = (runs_of(run(soft, content, tmp_path / name)) for name in ("a", "b"))
+    assert {k: without_times(r) for k, r in first.items()} == {
+        k: without_times(r) for k, r in again.items()
+    }
+    by = {(r["molecule"], r["temperature"], r["seed"]): r["temperatures"] for r in first.values()}
+    assert by["H2O", 300.0, 0] != by["H2O", 300.0, 1]
+
+
+def test_a_long_suite_compiles_before_it_starts(
+    soft: Subject, content: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Called once, and not only loaded: machine code is made at the first call."""
+    calls: list[int] = []
+    asked: list[tuple] = []
+
+    def load(*words: Any) -> Any:
+        asked.append(words)
+        return lambda numbers, positions: calls.append(len(numbers))
+
+    monkeypatch.setattr(stability, "load", load)
+    monkeypatch.setattr(stability, "could_compile", lambda model, dtype: True)
+    auto = replace(soft, engine="auto", device="cpu")
+    run(auto, content, tmp_path / "short")
+    assert not asked
+    monkeypatch.setattr(stability, "LONG", 8 * 40)
+    run(auto, content, tmp_path / "long")
+    assert asked == [(soft.model, "compiled", None, "cpu")] and calls == [3]
+    run(auto, content, tmp_path / "long")  # nothing to do, nothing to compile
+    assert len(asked) == 1
+
+
+def test_an_analysis_repeats(soft: Subject, content: Content, tmp_path: Path) -> None:
+    folder = run(soft, content, tmp_path / "suite")
+    first = analyze(folder.path)
+    text = folder.summary_file.read_text()
+    records = folder.records_file.read_bytes()
+    assert analyze(folder.path) == first
+    assert folder.summary_file.read_text() == text
+    assert folder.records_file.read_bytes() == records  # it changes nothing but the summary
+    assert first == json.loads(text)
+    assert [(g["temperature"], g["runs"]) for g in first["groups"]] == [(300.0, 4), (600.0, 4)]
+    assert first["missing"] == 0 and not first["failed"]
+    assert first["core_hours"]["total"] > 0
+
+
+# --- resuming ------------------------------------------------------------------------------------
+
+
+def test_the_same_command_does_nothing_twice(
+    soft: Subject, content: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run(soft, content, tmp_path / "suite")
+    before = lines(folder.records_file)
+    monkeypatch.setattr(stability, "run_batch", lambda job: pytest.fail("ran again"))
+    counts: list[tuple[int, int]] = []
+    run(
+        soft,
+        content,
+        tmp_path / "suite",
+        on_start=lambda total, known: counts.append((total, known)),
+    )
+    assert lines(folder.records_file) == before
+    assert counts == [(5, 5)]  # one batch, four refusals
+
+
+def test_new_molecules_and_seeds_are_added(soft: Subject, content: Content, tmp_path: Path) -> None:
+    folder = run(soft, content, tmp_path / "suite")
+    old = runs_of(folder)
+    more = replace(
+        content,
+        scenarios=[replace(content.scenarios[0], seeds=3)],
+        molecules=[*content.molecules, small("CH4")],
+    )
+    run(soft, more, tmp_path / "suite")
+    new = runs_of(folder)
+    assert len(new) == 18
+    assert {k: new[k] for k in old} == old  # untouched, times included
+    assert sum(line.count('"kind":"run"') for line in lines(folder.records_file)) == 18
+
+
+def test_a_batch_goes_on_from_its_state(
+    soft: Subject, content: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted half way: the same frames in the end, and only the other half is computed."""
+    whole = runs_of(run(soft, content, tmp_path / "whole"))
+    monkeypatch.setattr(batch_module, "CHECKPOINT", -1.0)
+    record, frames = batch_module._Going._record, 0
+
+    def interrupted(self: Any, *state: Any) -> None:
+        nonlocal frames
+        frames += 1
+        if frames == 6:
+            raise KeyboardInterrupt
+        record(self, *state)
+
+    monkeypatch.setattr(batch_module._Going, "_record", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(soft, content, tmp_path / "parts")
+    assert len(os.listdir(tmp_path / "parts" / "partial")) == 1
+    folder = run(soft, content, tmp_path / "parts")
+    assert frames == 12  # 11, and the one that was cut
+    parts = runs_of(folder)
+    assert {k: without_times(r) for k, r in parts.items()} == {
+        k: without_times(r) for k, r in whole.items()
+    }
+    for r in parts.values():
+        mine, other = (
+            read_trajectory(Folder(tmp_path / name).trajectory(r["id"]))
+            for name in ("parts", "whole")
+        )
+        np.testing.assert_array_equal(mine, other)
+
+
+KILLED = """
+import sys
+from mlpot.analysis.stability import run
+from mlpot.analysis.subjects import subject
+from mlpot.analysis.scenarios import Scenario
+from mlpot.analysis.stability import Content
+from tests.analysis.conftest import small
+
+if __name__ == "__main__":
+    slow = Scenario("ladder", ("standard",), (300.0,), 0.1, 6, interval=2.0)
+    content = Content([slow], [small("CH3OH"), small("H2O")])
+    harmonic = subject("tests.analysis.calculators:Harmonic")
+    run(harmonic, content, sys.argv[1], workers=int(sys.argv[2]))
+"""
+
+
+def test_sigkill_loses_no_finished_run(tmp_path: Path) -> None:
+    script = tmp_path / "suite.py"
+    script.write_text(KILLED)
+    out = tmp_path / "suite"
+    command = [sys.executable, str(script), str(out), "2"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=env, cwd=ROOT, start_new_session=True)
+    folder = Folder(out)
+    while process.poll() is None and len(runs_of(folder)) < 3:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = runs_of(folder)
+    assert kept
+    subprocess.run(command, env=env, cwd=ROOT, check=True, timeout=120)
+    after = runs_of(folder)
+    assert len(after) == 12
+    assert {k: after[k] for k in kept} == kept  # not computed again: CPU times too are the same
+    text = folder.records_file.read_text()
+    assert all(text.count(f'"id":"{r["id"]}"') == 1 for r in after.values())
+    assert not (out / "partial").exists()
+
+
+def test_a_folder_of_another_model_is_refused(
+    soft: Subject, harmonic: Subject, content: Content, tmp_path: Path
+) -> None:
+    run(soft, content, tmp_path / "suite")
+    before = (tmp_path / "suite" / "suite.json").read_bytes()
+    with pytest.raises(InputError, match="another model.*--out"):
+        run(harmonic, content, tmp_path / "suite")
+    assert (tmp_path / "suite" / "suite.json").read_bytes() == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years")
+    with pytest.raises(InputError, match="something else"):
+        run(soft, content, tmp_path / "mine")
+
+
+# --- calculators ---------------------------------------------------------------------------------
+
+
+def test_a_calculator_goes_the_same_way(
+    harmonic: Subject, content: Content, tmp_path: Path
+) -> None:
+    """The suite's trajectory is that of velocity Verlet in ASE with the same calculator."""
+    from ase import units
+    from ase.md.verlet import VelocityVerlet
+
+    from mlpot.md.replicas import Replicas
+    from mlpot.md.velocities import maxwell_boltzmann
+
+    atoms = molecule("CH3OH")
+    model = harmonic.open()
+    replicas = Replicas(
+        model, [atoms.numbers], [atoms.positions], temperatures=300.0, friction=None, seeds=[3]
+    )
+    atoms.set_velocities(maxwell_boltzmann(atoms.get_masses(), 300.0, 3) / units.fs)
+    atoms.calc = model.labeller.build()
+    atoms.get_forces()  # so that its springs rest here too
+    VelocityVerlet(atoms, 0.5 * units.fs).run(50)
+    replicas.step(50)
+    np.testing.assert_allclose(replicas.positions[0], atoms.positions, atol=1e-6)
+    summary = analyze(run(harmonic, content, tmp_path / "suite").path)
+    assert summary["model"] == HARMONIC
+    assert all(g["sound"] == g["runs"] == 4 for g in summary["groups"])
+
+
+def test_ases_own_emt_runs(tmp_path: Path) -> None:
+    scenario = Scenario("ladder", ("standard",), (300.0,), 0.01, interval=1.0)
+    content = Content([scenario], [small("H2O")])
+    summary = analyze(run(subject("ase.calculators.emt:EMT"), content, tmp_path / "s").path)
+    assert summary["groups"][0]["runs"] == 1
+    assert EMT.implemented_properties  # it is the one that ran
+    refused = {r["molecule"]: r["refused"] for r in summary["refusals"]}
+    assert refused["NaCl"] is True  # EMT says so itself
+
+
+def test_energy_is_conserved_or_not_as_the_time_step_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Harmonic springs: no drift, and a scatter that grows with the step."""
+    monkeypatch.setattr(batch_module, "EQUILIBRATION", 0.05)
+    molecules = [small("CH3OH")]
+    scenarios = [
+        Scenario("nve", ("standard",), (300.0,), 0.2, 5, ensemble="nve", timestep=dt, interval=2.0)
+        for dt in (0.5, 1.0)
+    ]
+    content = Content(scenarios, molecules)
+    soft_springs = subject(HARMONIC, {"spring": 2.0})  # 1 fs is short for them
+    summary = analyze(run(soft_springs, content, tmp_path / "suite").path)
+    half, one = summary["drift"]
+    assert (half["timestep"], one["timestep"]) == (0.5, 1.0)
+    assert len(half["molecules"]["CH3OH"]["values"]) == 5
+    assert half["drift"][1] < 0.0 < half["drift"][2]
+    # 4 from equal starts; from others it varies as their energies do
+    assert one["scatter"] > 1.5 * half["scatter"]
+
+
+def test_a_ramp_heats(harmonic: Subject, tmp_path: Path) -> None:
+    scenario = Scenario(
+        "ramp", ("standard",), (300.0,), 0.1, 2, end_temperature=3000.0, interval=2.0, friction=100
+    )
+    folder = run(harmonic, Content([scenario], [small("CH3OH")]), tmp_path / "suite")
+    for r in runs_of(folder).values():
+        assert r["thermostat"][0] == 300.0 and r["thermostat"][-1] == 3000.0
+        assert np.all(np.diff(r["thermostat"]) > 0)
+        assert np.mean(r["temperatures"][-10:]) > 800
+
+
+# --- what breaks ---------------------------------------------------------------------------------
+
+
+def test_a_certain_explosion_is_caught_at_its_step(tmp_path: Path) -> None:
+    """The calculator gives NaN from a call on: relaxing takes 1 + 1 + 1, starting 1, steps 1 each.
+
+    At rest, FIRE ends at its first look, so the calls before the first step are known.
+    """
+    good = 24
+    how = subject(HARMONIC, {"nan_after": good})
+    scenario = Scenario("ladder", ("standard",), (300.0,), 0.02, interval=2.0)
+    folder = run(how, Content([scenario], [small("CH3OH")]), tmp_path / "suite")
+    record = next(iter(runs_of(folder).values()))
+    before = calls_before_the_first_step(tmp_path)
+    assert record["lost"] and record["steps"] == good - before
+    assert "not finite" in record["reason"]
+    assert len(record["temperatures"]) == 1 + record["steps"] // 4
+    summary = analyze(folder.path)
+    (one,) = summary["runs"]
+    assert one["broke"] and one["cause"] == "integrator"
+    assert one["stable_ps"] == pytest.approx(record["steps"] * 0.5e-3)
+    assert summary["groups"][0]["survival"]["probability"][-1] == 0.0
+
+
+def calls_before_the_first_step(tmp_path: Path) -> int:
+    """Of the calculator, in a run of a single frame of one step."""
+    Harmonic.calls = 0
+    scenario = Scenario("ladder", ("standard",), (300.0,), 0.0005, interval=0.5)
+    run(
+        subject(HARMONIC, {"spring": 20.5}), Content([scenario], [small("CH3OH")]), tmp_path / "one"
+    )
+    refusals = 4
+    return Harmonic.calls - refusals - 1
+
+
+def test_a_run_that_is_lost_at_once_has_a_frame_and_a_record(tmp_path: Path) -> None:
+    how = subject(HARMONIC, {"nan_after": 1})  # sound at the door, and never again
+    for ensemble in ("nvt", "nve"):
+        scenario = Scenario("x", ("standard",), (300.0,), 0.02, ensemble=ensemble, interval=2.0)
+        folder = run(how, Content([scenario], [small("CH3OH")]), tmp_path / ensemble)
+        summary = analyze(folder.path)
+        assert [(r["stable_ps"], r["broke"]) for r in summary["runs"]] == [(0.0, True)]
+        for r in runs_of(folder).values():
+            assert r["lost"] and r["steps"] == 0 and len(r["temperatures"]) == 1
+            assert read_trajectory(folder.trajectory(r["id"])).shape == (1, 6, 3)
+
+
+@pytest.mark.parametrize(("spring", "cause"), [(-200.0, "integrator"), (-1.0, "bond")])
+def test_springs_that_push_break_every_run(tmp_path: Path, spring: float, cause: str) -> None:
+    """Hard ones within a few steps, before a frame is stored; soft ones bond first."""
+    scenario = Scenario("ladder", ("standard",), (300.0,), 0.1, 2, interval=2.0)
+    content = Content([scenario], [small("CH3OH")])
+    how = subject(HARMONIC, {"spring": spring})
+    summary = analyze(run(how, content, tmp_path / "suite").path)
+    assert summary["groups"][0]["sound"] == 0
+    assert list(summary["groups"][0]["causes"]) == [cause]
+    assert all(0 < r["stable_ps"] < 0.1 for r in summary["runs"])
+    for r in runs_of(Folder(tmp_path / "suite")).values():
+        assert r["lost"] and np.shape(r["last"]) == (6, 3)
+
+
+def test_a_calculator_that_gives_up_on_the_way_is_a_broken_run(tmp_path: Path) -> None:
+    how = subject(HARMONIC, {"fail_after": 20})
+    scenario = Scenario("ladder", ("standard",), (300.0,), 0.02, interval=2.0)
+    folder = run(how, Content([scenario], [small("CH3OH")]), tmp_path / "suite")
+    (record,) = runs_of(folder).values()
+    assert record["lost"] and "SCF has not converged" in record["reason"]
+
+
+def test_a_calculator_that_cannot_start_is_a_failure_and_no_broken_run(tmp_path: Path) -> None:
+    scenario = Scenario("ladder", ("standard",), (300.0,), 0.01, interval=1.0)
+    content = Content([scenario], [small("H2O"), small("SiH4")])
+    folder = run(subject("ase.calculators.emt:EMT"), content, tmp_path / "suite")
+    summary = analyze(folder.path)
+    assert summary["missing"] == 1 and len(summary["runs"]) == 1
+    assert "SiH4" in " ".join(summary["failed"].values())
+    again = run(subject("ase.calculators.emt:EMT"), content, tmp_path / "suite")  # not tried again
+    assert analyze(again.path) == summary
+
+
+def test_foreign_elements_are_refused(soft: Subject, content: Content, tmp_path: Path) -> None:
+    more = replace(content, molecules=[*content.molecules, small("CH3Cl")])
+    folder = run(soft, more, tmp_path / "suite")
+    summary = analyze(folder.path)
+    assert "does not cover Cl" in summary["skipped"]["CH3Cl"]
+    assert "CH3Cl" not in folder.suite().molecules
+    assert {r["molecule"]: r["refused"] for r in summary["refusals"]} == dict.fromkeys(
+        ("SiH4", "BF3", "NaCl", "AlCl3"), True
+    )
+    assert all("does not cover" in r["message"] for r in summary["refusals"])
+    with pytest.raises(InputError, match="nothing to run.*does not cover Cl"):
+        run(soft, replace(content, molecules=[small("CH3Cl")]), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+# --- beside stability ----------------------------------------------------------------------------
+
+
+def test_structure_against_a_reference(harmonic: Subject, tmp_path: Path) -> None:
+    own = small("CH3OH", "reference")
+    rng = np.random.default_rng(0)
+    frames = own.positions + 0.03 * rng.standard_normal((60, 6, 3))
+    scenario = Scenario("reference", ("reference",), (1.0,), 0.05, 2, interval=1.0)
+    content = Content([scenario], [own], references={"CH3OH": Reference(frames, 400.0, "made up")})
+    folder = run(harmonic, content, tmp_path / "suite")
+    assert {r["temperature"] for r in runs_of(folder).values()} == {400.0}  # the reference's
+    (found,) = analyze(folder.path)["structure"]
+    assert found["runs"] == 2 and found["frames"] == 60 and found["source"] == "made up"
+    assert 0 < found["noise"]["hr_mae"] < found["errors"]["hr_mae"] < 2.0
+
+
+def test_errors_are_those_of_the_model(soft: Subject, content: Content, tmp_path: Path) -> None:
+    atoms = molecule("CH3OH")
+    rng = np.random.default_rng(1)
+    geometries = [atoms.positions + 0.05 * rng.standard_normal((6, 3)) for _ in range(12)]
+    model = soft.open()
+    results = [model(atoms.numbers, x) for x in geometries]
+    records = [
+        Record(atoms.numbers, x, energy=7.0 + r.energy + 0.01 * (-1) ** i, forces=r.forces + 0.02)
+        for i, (x, r) in enumerate(zip(geometries, results, strict=True))
+    ]
+    whole = replace(content, accuracy={"mine": records})
+    (found,) = analyze(run(soft, whole, tmp_path / "suite").path)["accuracy"]
+    assert found["frames"] == 12
+    assert found["energy_mae"] == pytest.approx(10.0, rel=0.02)  # the 7 eV are gone
+    assert found["force_rmse"] == pytest.approx(20.0, rel=0.01)
+    stored = next(r for r in Folder(tmp_path / "suite").records() if r["kind"] == "accuracy")
+    assert np.shape(stored["forces"]) == (2, 12 * 18)
+    energies, _ = predict(soft, records)
+    np.testing.assert_allclose(energies, [r.energy for r in results], atol=1e-4)
+    assert Accuracy(soft, "mine", tuple(records)).key != Accuracy(soft, "x", tuple(records)).key
+
+
+# --- what is asked -------------------------------------------------------------------------------
+
+
+def test_a_distorted_start_is_off_by_what_was_asked() -> None:
+    ring = small("C6H6")
+    still = ring.positions
+    moved = distort(ring, still, 0.1, seed=5)
+    assert np.std(moved - still) == pytest.approx(0.1, rel=0.3)
+    bonds = find_bonds(ring.numbers, still)
+    off = bond_lengths(np.stack([moved, still]), bonds)
+    assert 0.1 < np.abs(off[0] - off[1]).max() <= 0.3
+    np.testing.assert_array_equal(moved, distort(ring, still, 0.1, seed=5))
+    assert np.abs(moved - distort(ring, still, 0.1, seed=6)).max() > 0.05
+    np.testing.assert_array_equal(distort(ring, still, 0.0, seed=5), still)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_has_every_part(mode: str) -> None:
+    names = {scenario.name for scenario in MODES[mode]}
+    assert names >= {"ladder", "ramp", "nve", "distorted", "groups", "large", "reference"}
+    steps = {s.timestep for s in MODES[mode] if s.name == "nve"}
+    assert len(steps) >= 2 and all(s.seeds >= 5 for s in MODES[mode] if s.name == "nve")
+    for s in MODES[mode]:
+        assert s.steps * s.timestep == pytest.approx(1000 * s.picoseconds)
+        assert set(s.sets) <= set(SETS)
+
+
+def test_keys_are_of_what_decides_a_run() -> None:
+    scenario = MODES["dev"][0]
+    (first, *_) = plan([scenario], [small()])
+    (same, *_) = plan([replace(scenario, seeds=3, count=None)], [small(), small("H2O")])
+    assert first.key == same.key and first.random == same.random
+    for other in (replace(scenario, friction=1.0), replace(scenario, picoseconds=1.0)):
+        assert plan([other], [small()])[0].key != first.key
+    runs = plan(MODES["standard"], read_molecules(DEFAULT))
+    assert len({p.random for p in runs}) == len({p.id for p in runs}) == len(runs) > 100
+
+
+@pytest.mark.parametrize("options", [{"picoseconds": 0.0}, {"interval": 0.1}, {"seeds": 0}])
+def test_senseless_scenarios_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="scenario x"):
+        Scenario(
+            **{"name": "x", "sets": (), "temperatures": (300.0,), "picoseconds": 1.0, **options}
+        )
+
+
+def test_molecules_of_the_user(tmp_path: Path) -> None:
+    molecules = own_molecules(["CCO", ROOT / "examples" / "alanine-dipeptide.pdb", "CCO"])
+    assert [m.name for m in molecules] == ["C2H6O", "alanine-dipeptide", "C2H6O-2"]
+    assert {m.set for m in molecules} == {"own"}
+    (tmp_path / "bare.xyz").write_text("1\n\nHe 0 0 0\n")
+    with pytest.raises(InputError, match="name="):
+        read_molecules(tmp_path / "bare.xyz")
+    with pytest.raises(InputError, match="no molecules at"):
+        read_molecules(tmp_path / "absent.xyz")
+
+
+def test_unknown_subjects_and_empty_folders(tmp_path: Path) -> None:
+    with pytest.raises(UnknownModelError, match="gfn2-xtb"):
+        subject("no-such-model")
+    with pytest.raises(DataError, match="no suite.json"):
+        analyze(tmp_path)
+
+
+def test_precision_is_part_of_what_a_model_is(soft: Subject) -> None:
+    double = subject(str(soft.model), dtype="float64")
+    assert double.identity != soft.identity
+    assert double.open().dtype == torch.float64
