@@ -60,7 +60,10 @@ def fast(tmp_path: Path) -> Path:
 # --- help ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("verb", ["models", "pretrain", "finetune", "evaluate", "export", "md"])
+VERBS = [command.name or "" for command in app.registered_commands]
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_help(verb: str) -> None:
     assert verb in succeeds("--help")
     assert "Usage" in succeeds(verb, "--help")

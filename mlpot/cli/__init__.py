@@ -9,6 +9,7 @@ from mlpot.cli.common import Group
 from mlpot.cli.data import conformers, label
 from mlpot.cli.evaluate import evaluate
 from mlpot.cli.export import export
+from mlpot.cli.guard import guard
 from mlpot.cli.md import md
 from mlpot.cli.models import models
 from mlpot.cli.stability import stability
@@ -58,3 +59,4 @@ app.command("pretrain")(pretrain)
 app.command("conformers")(conformers)
 app.command("label")(label)
 app.command("stability")(stability)
+app.command("guard")(guard)

@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +25,16 @@ class Ensemble(StrEnum):
 
     nvt = "nvt"
     nve = "nve"
+
+
+class Guard(StrEnum):
+    """What to do where the run leaves what the model was trained on."""
+
+    auto = "auto"
+    warn = "warn"
+    save = "save"
+    stop = "stop"
+    off = "off"
 
 
 class Format(StrEnum):
@@ -116,6 +126,18 @@ Interval = Annotated[
     int,
     typer.Option("--report", min=1, rich_help_panel=RESULTS, help="Steps between saved frames."),
 ]
+GuardOption = Annotated[
+    Guard,
+    typer.Option(
+        case_sensitive=False,
+        help="Where the run leaves what the model was trained on: warn, save the frames as well "
+        "(extrapolated.xyz), stop, or off. auto warns, if the model's file knows its training set.",
+    ),
+]
+GuardModel = Annotated[
+    str | None,
+    typer.Option(help="The .safetensors file that an exported model was made from, for --guard."),
+]
 Minimize = Annotated[bool, typer.Option(help="Relax the geometry a little before the start.")]
 NoPbc = Annotated[bool, typer.Option("--no-pbc", help="Ignore a box in the file.")]
 Overwrite = Annotated[
@@ -135,6 +157,8 @@ def md(
     temperature: Temperature = 300.0,
     ensemble: EnsembleOption = Ensemble.nvt,
     friction: Friction = 10.0,
+    guard: GuardOption = Guard.auto,
+    guard_model: GuardModel = None,
     seed: Seed = 0,
     replicas: Replicas = 1,
     host: HostOption = Host.openmm,
@@ -156,9 +180,8 @@ def md(
     """
     from mlpot.md.simulate import simulate
 
-    system = _read(structure, not no_pbc, seed)
     summary = simulate(
-        system,
+        _read(structure, not no_pbc, seed),
         model,
         host=host.value,
         steps=_steps(steps, ps, timestep),
@@ -176,6 +199,8 @@ def md(
         platform=platform,
         threads=threads,
         minimize=minimize,
+        guard=guard.value,
+        guard_model=guard_model,
         overwrite=overwrite,
         progress=not quiet,
         report=aside,
@@ -216,6 +241,8 @@ def _show(summary: "Summary") -> None:
     say(_pace(summary))
     if summary.lost:
         say(f"{counted(len(summary.lost), 'replica')} broke on the way; see run.json")
+    if summary.guard is not None:
+        say(_guarded(summary.guard))
     say(f"mean temperature of the second half: {summary.mean_temperature:.0f} K")
     if summary.energy_drift is not None:
         say(f"drift of the total energy: {summary.energy_drift:+.3f} meV per atom and ps")
@@ -226,6 +253,16 @@ def _show(summary: "Summary") -> None:
     if trajectories:
         names = f"{trajectories[0].name} to {trajectories[-1].name}"
         say(f"  {trajectories[0].parent / names} ({counted(len(trajectories), 'file')})")
+
+
+def _guarded(told: dict[str, Any]) -> str:
+    """What the guard saw."""
+    count, largest = len(told["flags"]), told["largest"]
+    grade = "infinite" if largest["grade"] is None else f"{largest['grade']:.2f}"
+    seen = f"the largest extrapolation grade was {grade} (step {largest['step']:,})"
+    if not count:
+        return f"inside what the model was trained on: {seen}"
+    return f"left what the model was trained on {counted(count, 'time')}: {seen}"
 
 
 def _pace(summary: "Summary") -> str:

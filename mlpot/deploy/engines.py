@@ -5,6 +5,7 @@
 ``compiled``     machine code for this processor (`mlpot.deploy.compiled`); the fastest on a CPU
 """
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,7 +44,10 @@ class DeployedModel:
         engine: what runs it.
         module: the torch module (or script module); ``module(graph) -> Prediction``.
         cutoff: Å.
+        source: the file it was loaded from, if it was.
     """
+
+    source: Path | None = None
 
     def __init__(
         self,

@@ -45,7 +45,12 @@ def load(
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"dtype must be {' or '.join(DTYPES)}, got {dtype!r}")
     path = resolve(model)
-    where = _device(device)
+    loaded = _load(path, engine, dtype, _device(device))
+    loaded.source = path
+    return loaded
+
+
+def _load(path: Path, engine: str, dtype: str | None, where: torch.device) -> DeployedModel:
     if path.suffix in (".pt", ".pt2"):
         return _load_exported(path, engine, dtype, where)
     potential, info = load_potential(path)

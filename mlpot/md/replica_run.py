@@ -14,6 +14,7 @@ from rich.console import Console
 from mlpot import __version__
 from mlpot.deploy.load import load
 from mlpot.errors import MLPotError, UnsupportedSystemError
+from mlpot.md.guard import ExtrapolationError, ReplicaGuard, make_guard
 from mlpot.md.plot_replicas import plot_replicas
 from mlpot.md.replicas import Replicas
 from mlpot.md.reporters import Bar, Frame, Log, Trajectory, write_pdb
@@ -52,6 +53,10 @@ class ReplicaRun:
             model, settings.engine, settings.dtype, (settings.platform or "auto").lower()
         )
         self._one = self._systems(1, structure.positions)  # refuses what is not covered
+        guard = make_guard(
+            settings.guard, model, folder / "extrapolated.xyz", report, settings.guard_model
+        )
+        self.guard = None if guard is None else ReplicaGuard(guard)
         scheme = "Langevin middle" if settings.ensemble == "nvt" else "velocity Verlet"
         self.description = (
             f"mlpot's batched integrator ({scheme}), {self.model.engine} on {self.model.device}"
@@ -85,18 +90,21 @@ class ReplicaRun:
         start_folder(self.folder)
         write_pdb(self.files["topology"], self.structure, self.structure.positions)
         self.replicas = self._systems(s.replicas, self._one.positions[0])
+        self.replicas.observers += [] if self.guard is None else [self.guard]
         log = Log(self.files["log"], replicas=True)
         trajectories = [
             Trajectory(path, self.structure, s.timestep, s.report_interval)
             for path in self.trajectories
         ]
         bar = Bar(s.steps, s.timestep, progress, console)
-        interrupted = False
+        interrupted, outside = False, None
         try:
             with bar:
                 self._loop(bar, log, trajectories)
         except KeyboardInterrupt:  # what there is, is kept and summed up
             interrupted = True
+        except ExtrapolationError as error:  # the same
+            outside = error
         finally:
             log.close()
             for trajectory in trajectories:
@@ -104,7 +112,10 @@ class ReplicaRun:
             if any(self.frames):
                 plot_replicas(self.files["log"], self.files["plot"])
         write_pdb(self.files["final"], self.structure, *self.replicas.positions)
-        return self._summary(bar.done, bar.seconds, interrupted)
+        summary = self._summary(bar.done, bar.seconds, interrupted)
+        if outside is not None:
+            raise outside
+        return summary
 
     def _systems(self, count: int, positions: np.ndarray) -> Replicas:
         s = self.settings
@@ -128,10 +139,9 @@ class ReplicaRun:
             known = set(self.replicas.lost)
             self.replicas.step(count)
             for r in sorted(self.replicas.lost.keys() - known):
-                step = self.replicas.lost[r] + 1
-                self.report(f"replica {r} broke at step {step}; its last sound geometry is kept")
+                self.report(self._ended(r))
             if not self.replicas.alive.any():
-                raise MLPotError(self._stopped())
+                raise self._stopped()
             bar.advance(count)
             if bar.done % s.report_interval == 0:
                 self._record(bar, log, trajectories)
@@ -143,7 +153,7 @@ class ReplicaRun:
         potential, kinetic = replicas.potential, replicas.kinetic
         living = replicas.alive.nonzero()[0]
         if not len(living):
-            raise MLPotError(self._stopped())
+            raise self._stopped()
         for r in living:
             energies = float(potential[r]), float(kinetic[r])
             frame = Frame(bar.done, time, positions[r], *energies, float(heat[r]))
@@ -152,16 +162,34 @@ class ReplicaRun:
             self.frames[r].append(frame._replace(positions=np.empty((0, 3))))
         bar.show(frame._replace(temperature=float(heat[living].mean())))
 
-    def _stopped(self) -> str:
+    @property
+    def _outside(self) -> dict[int, str]:
+        """Replicas that the guard took out, and why."""
+        return {} if self.guard is None else self.guard.stopped
+
+    def _ended(self, replica: int) -> str:
+        """How one replica came to its end."""
+        if replica in self._outside:
+            return self._outside[replica]
+        step = self.replicas.lost[replica] + 1
+        return f"replica {replica} broke at step {step}; its last sound geometry is kept"
+
+    def _stopped(self) -> MLPotError:
         last = max(self.replicas.lost.values()) + 1
+        if self._outside:
+            return ExtrapolationError(
+                f"no replica is left: {len(self._outside)} of {len(self.replicas)} were stopped by "
+                f"the guard; frames are in {self.folder}. Label those outside and fine-tune, or "
+                "let it only warn (--guard warn)"
+            )
         what = f"all {len(self.replicas)} replicas broke, the last at step {last}"
-        return broken(what, "frames", self.folder, self.settings)
+        return MLPotError(broken(what, "frames", self.folder, self.settings))
 
     def _summary(self, done: int, seconds: float, interrupted: bool) -> Summary:
         s, lost = self.settings, self.replicas.lost
         rate = done / seconds if seconds > 0 else 0.0
         details = [self._of_one(r, done) for r in range(s.replicas)]
-        sound = [d for d in details if not d["broke"]]
+        sound = [d for d in details if not (d["broke"] or d["stopped_by_guard"])]
         halves = [d["mean_temperature"] for d in sound if d["mean_temperature"] is not None]
         drifts = [d["energy_drift"] for d in sound if d["energy_drift"] is not None]
         summary = Summary(
@@ -176,7 +204,8 @@ class ReplicaRun:
             files=self.files | {p.stem: p for p in self.trajectories},
             replicas=s.replicas,
             replica_steps=sum(d["steps"] for d in details),
-            lost=dict(lost),
+            lost={r: steps for r, steps in lost.items() if r not in self._outside},
+            guard=None if self.guard is None else self.guard.guard.told(),
         )
         told = {
             "mlpot": __version__,
@@ -205,7 +234,8 @@ class ReplicaRun:
             "replica": replica,
             "seed": self.settings.seed + replica,
             "steps": self.replicas.lost.get(replica, done),
-            "broke": replica in self.replicas.lost,
+            "broke": replica in self.replicas.lost and replica not in self._outside,
+            "stopped_by_guard": replica in self._outside,
             "mean_temperature": float(np.mean(half)) if half else None,
             "energy_drift": drift,
         }

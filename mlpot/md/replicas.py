@@ -16,7 +16,7 @@ freedom, and the kicks sample exactly the distribution of those.
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -34,6 +34,14 @@ from mlpot.units import ACCELERATION, BOLTZMANN
 
 #: K above its thermostat at which a system counts as broken; no molecule stays one there
 BLOWN_UP = 10000.0
+
+
+class Observer(Protocol):
+    """What is called, with the replicas, every `interval` steps."""
+
+    interval: int
+
+    def __call__(self, replicas: "Replicas", /) -> None: ...
 
 
 class _State(NamedTuple):
@@ -80,6 +88,7 @@ class Replicas:
         systems: what stays fixed: numbers, masses, seeds.
         steps: done so far.
         lost: system -> number of its sound steps, for those that broke or were removed.
+        observers: called on the way; they may `remove` systems.
 
     Raises:
         InputError: shapes that do not fit, NaN or overlapping positions, senseless options.
@@ -113,6 +122,7 @@ class Replicas:
         self.friction = friction
         self.steps = 0
         self.lost: dict[int, int] = {}
+        self.observers: list[Observer] = []
         self.systems = systems = Systems(numbers, masses, seeds)
         start = systems.checked("positions", positions)
         check_systems(model, systems, start)
@@ -178,6 +188,10 @@ class Replicas:
         self._temperatures = self.systems.per_system("temperatures", value)
         self._set_thermostat()
 
+    def graph(self) -> Graph:
+        """The living systems, in their order, as the model sees them."""
+        return self._graph(self._now.positions)
+
     # --- motion ----------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -190,6 +204,9 @@ class Replicas:
             self._now = self._verlet(before) if self.friction is None else self._langevin(before)
             self.steps += 1
             self._weed(before, self.steps - 1)
+            for observer in self.observers:
+                if self.steps % observer.interval == 0:
+                    observer(self)
 
     @torch.no_grad()
     def minimize(self, iterations: int = 200, fmax: float = 0.1) -> None:
@@ -228,13 +245,16 @@ class Replicas:
 
     def _evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Forces [n, 3] eV/Å and potential energies [b] eV, float64."""
-        edges = self._pairs(x)
-        shifts = self._cells.new_zeros(edges.shape[1], 3)
-        moved = x.to(self.model.dtype)
-        graph = Graph(self._numbers, moved, edges, shifts, self._owner, self._cells)
+        graph = self._graph(x)
         with torch.enable_grad():  # forces are gradients, and TorchScript cannot switch them on
             prediction = self.model.predict(graph)
         return prediction.forces.detach().double(), prediction.energy.detach().double()
+
+    def _graph(self, x: Tensor) -> Graph:
+        edges = self._pairs(x)
+        shifts = self._cells.new_zeros(edges.shape[1], 3)
+        moved = x.to(self.model.dtype)
+        return Graph(self._numbers, moved, edges, shifts, self._owner, self._cells)
 
     def _random(self) -> Tensor:
         """[n, 3] 1/sqrt(amu), the random kicks of this step."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,7 +38,11 @@ FILES = (
     "energy.png",
     "final.pdb",
     "run.json",
+    "extrapolated.xyz",
 )
+
+#: what the guard may do; auto warns where the model's file says what it was trained on
+GUARDS = ("auto", "warn", "save", "stop", "off")
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,11 @@ class Settings:
         threads: CPU threads of the model; None is one for up to 100 atoms (of all replicas), else
             torch's choice.
         minimize: go downhill first, so that bad contacts do not become heat.
+        guard: where the run leaves what the model was trained on (`mlpot.md.guard`): ``warn``,
+            ``save`` the frames as well, ``stop``, or ``off``; ``auto`` warns where the model's
+            file holds the statistics for it.
+        guard_model: ``.safetensors`` file with the statistics, where the model was exported from
+            it.
 
     Raises:
         InputError: a value that makes no sense.
@@ -85,9 +94,16 @@ class Settings:
     threads: int | None = None
     minimize: bool = True
     replicas: int = 1
+    guard: Literal["auto", "warn", "save", "stop", "off"] = "auto"
+    guard_model: str | None = None
 
     def __post_init__(self) -> None:
-        choices = {"host": HOSTS, "ensemble": ("nvt", "nve"), "trajectory_format": FORMATS}
+        choices = {
+            "host": HOSTS,
+            "ensemble": ("nvt", "nve"),
+            "trajectory_format": FORMATS,
+            "guard": GUARDS,
+        }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 got = getattr(self, name)
@@ -118,6 +134,7 @@ class Summary:
     replicas: int = 1
     replica_steps: int = 0  # of all replicas together; steps above are those of each
     lost: dict[int, int] = field(default_factory=dict)  # replica -> steps before it broke
+    guard: dict[str, Any] | None = None  # `Guard.told`; None without one
 
     @property
     def aggregate_steps_per_second(self) -> float:

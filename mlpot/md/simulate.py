@@ -14,6 +14,7 @@ from rich.console import Console
 from mlpot import __version__
 from mlpot.deploy.load import could_compile
 from mlpot.errors import InputError, MLPotError
+from mlpot.md.guard import ExtrapolationError, make_guard
 from mlpot.md.hosts import HOSTS, Host
 from mlpot.md.plot import plot_log
 from mlpot.md.replica_run import ReplicaRun
@@ -65,6 +66,8 @@ def simulate(
         InputError: an option that makes no sense, overlapping atoms, results already there.
         UnsupportedSystemError: the model does not cover this system.
         MLPotError: the simulation blew up; the frames up to then are kept.
+        ExtrapolationError: it left what the model was trained on, and ``guard`` is ``stop``; all
+            results up to then are kept.
     """
     settings = Settings(**options)
     atoms = settings.replicas * len(structure.numbers)
@@ -127,6 +130,11 @@ class _Run:
             platform=settings.platform,
             note=report,
         )
+        self.guard = make_guard(
+            settings.guard, model, folder / "extrapolated.xyz", report, settings.guard_model
+        )
+        periodic = structure.box is not None
+        self.watch = None if self.guard is None else self.guard.watch(structure.numbers, periodic)
         self.model = str(model)
         self.degrees = max(3, 3 * len(structure.numbers) - 3)  # the centre of mass stays put
         self.frames: list[Frame] = []  # without positions
@@ -155,26 +163,34 @@ class _Run:
             self.files["trajectory"], self.structure, s.timestep, s.report_interval
         )
         bar = Bar(s.steps, s.timestep, progress, console)
-        interrupted = False
+        interrupted, outside = False, None
         try:
             with bar:
                 self._loop(bar, log, trajectory)
         except KeyboardInterrupt:  # what there is, is kept and summed up
             interrupted = True
+        except ExtrapolationError as error:  # the same
+            outside = error
         finally:
             log.close()
             trajectory.close()
             if self.frames:
                 plot_log(self.files["log"], self.files["plot"])
         write_pdb(self.files["final"], self.structure, self.host.positions())
-        return self._summary(bar.done, bar.seconds, interrupted)
+        summary = self._summary(bar.done, bar.seconds, interrupted)
+        if outside is not None:
+            raise outside
+        return summary
 
     def _loop(self, bar: Bar, log: Log, trajectory: Trajectory) -> None:
         s = self.settings
         self._record(bar, log, trajectory)
         while bar.done < s.steps:
             to_frame = s.report_interval - bar.done % s.report_interval
-            count = min(CHUNK, to_frame, s.steps - bar.done)
+            to_check = CHUNK
+            if self.guard is not None:
+                to_check = self.guard.interval - bar.done % self.guard.interval
+            count = min(CHUNK, to_frame, to_check, s.steps - bar.done)
             try:
                 self.host.step(count)
             except MLPotError as error:
@@ -182,6 +198,13 @@ class _Run:
             bar.advance(count)
             if bar.done % s.report_interval == 0:
                 self._record(bar, log, trajectory)
+            if self.guard is not None and bar.done % self.guard.interval == 0:
+                self._check(bar.done)
+
+    def _check(self, step: int) -> None:
+        assert self.watch is not None
+        time = step * self.settings.timestep / 1000
+        self.watch.check(step, time, self.host.positions(), self.structure.box)
 
     def _record(self, bar: Bar, log: Log, trajectory: Trajectory) -> None:
         s = self.settings
@@ -222,6 +245,7 @@ class _Run:
             interrupted=interrupted,
             files=self.files,
             replica_steps=done,
+            guard=None if self.guard is None else self.guard.told(),
         )
         told = {
             "mlpot": __version__,

@@ -19,15 +19,19 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from mlpot.errors import InputError, ModelFileError
+from mlpot.models.extrapolation import Extrapolation, ExtrapolationInfo
 from mlpot.models.heads import EnergyHead, NoiseHead
 from mlpot.models.potential import Denoiser, Potential
 from mlpot.models.priors import ZBL
 from mlpot.models.visnet import ViSNet, ViSNetConfig
 
-FORMAT = 2  # 2: prior
+FORMAT = 2  # 2: prior, statistics of the guard
 
 #: state that the description holds exactly, so that float32 does not round it
 _TOLD = ("reference_energies", "scale")
+
+#: of the names of tensors that are statistics of the guard, beside the weights
+_GUARD = "extrapolation."
 
 #: every backbone that a file may name
 BACKBONES: dict[str, tuple[type[BaseModel], type[nn.Module]]] = {"visnet": (ViSNetConfig, ViSNet)}
@@ -51,6 +55,7 @@ class ModelInfo(BaseModel):
     charge: Literal[0] = 0
     multiplicity: Literal[1] = 1
     level: str = Field("unknown", description="label source: level of theory or teacher")
+    extrapolation: ExtrapolationInfo | None = Field(None, description="what the guard knows")
     provenance: dict[str, Any] = Field(default_factory=dict)
     sha256: str = ""
 
@@ -72,15 +77,28 @@ def build(info: ModelInfo) -> Potential | Denoiser:
     return Potential(backbone, head, info.reference_energies, info.scale, prior)
 
 
-def save(model: Potential | Denoiser, info: ModelInfo, path: str | Path) -> ModelInfo:
+def save(
+    model: Potential | Denoiser,
+    info: ModelInfo,
+    path: str | Path,
+    extrapolation: Extrapolation | None = None,
+) -> ModelInfo:
     """Write weights in float32 and their description; returns it with the hash filled in.
+
+    Args:
+        extrapolation: statistics of the training set, for the guard; without them the file holds
+            none, whatever ``info`` says.
 
     Raises:
         InputError: the description is not that of this model; a file would reload as another.
     """
     _check_told(model, info)
-    tensors = {k: v.detach().cpu().float().contiguous() for k, v in _weights(model).items()}
-    info = info.model_copy(update={"format": FORMAT, "sha256": ""})
+    kept = _weights(model)
+    if extrapolation is not None:
+        kept |= {_GUARD + k: v for k, v in extrapolation.state_dict().items()}
+    tensors = {k: v.detach().cpu().float().contiguous() for k, v in kept.items()}
+    known = None if extrapolation is None else extrapolation.info
+    info = info.model_copy(update={"format": FORMAT, "sha256": "", "extrapolation": known})
     info = info.model_copy(update={"sha256": _hash(tensors, json.loads(info.model_dump_json()))})
     data = to_bytes(tensors, metadata={"mlpot": info.model_dump_json()})
     write_atomically(Path(path), data)
@@ -93,22 +111,36 @@ def load(path: str | Path) -> tuple[Potential | Denoiser, ModelInfo]:
     Raises:
         ModelFileError: no such file, truncated, altered, no mlpot file, or a newer format.
     """
-    tensors, header = _read(Path(path))
-    info = parse_info(header, path)
-    if info.sha256 != _hash(tensors, json.loads(header)):
-        raise ModelFileError(
-            f"{path} is damaged: its hash is not the one in its header. Fetch or train it again"
-        )
+    tensors, info = _read_sound(Path(path))
+    weights = {k: v for k, v in tensors.items() if not k.startswith(_GUARD)}
     try:
         model = build(info)
         told = {k: v for k, v in model.state_dict().items() if k in _TOLD}
-        model.load_state_dict({**tensors, **told})
+        model.load_state_dict({**weights, **told})
     except (ValueError, RuntimeError, TypeError) as error:
-        raise ModelFileError(
-            f"{path} does not fit its own description ({error}); it was written by another "
-            "version of mlpot, or by another program"
-        ) from error
+        raise _unfit(path, error) from error
     return model.eval(), info
+
+
+def load_extrapolation(path: str | Path) -> Extrapolation:
+    """The statistics of the training set in a model file, in float32.
+
+    Raises:
+        ModelFileError: it has none; or as `load`.
+    """
+    tensors, info = _read_sound(Path(path))
+    if info.extrapolation is None:
+        raise ModelFileError(
+            f"{path} holds no statistics of its training set, so the guard cannot tell what lies "
+            f"outside it. Add them from frames like those: `mlpot guard {path} DATA`"
+        )
+    statistics = {k.removeprefix(_GUARD): v for k, v in tensors.items() if k.startswith(_GUARD)}
+    try:
+        extrapolation = Extrapolation(info.extrapolation)
+        extrapolation.load_state_dict(statistics)
+    except (ValueError, RuntimeError, TypeError, IndexError) as error:
+        raise _unfit(path, error) from error
+    return extrapolation.eval()
 
 
 def load_potential(path: str | Path) -> tuple[Potential, ModelInfo]:
@@ -147,6 +179,24 @@ def write_atomically(path: Path, data: bytes) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _read_sound(path: Path) -> tuple[dict[str, Tensor], ModelInfo]:
+    """Tensors and description, if the hash is that of both."""
+    tensors, header = _read(path)
+    info = parse_info(header, path)
+    if info.sha256 != _hash(tensors, json.loads(header)):
+        raise ModelFileError(
+            f"{path} is damaged: its hash is not the one in its header. Fetch or train it again"
+        )
+    return tensors, info
+
+
+def _unfit(path: str | Path, error: Exception) -> ModelFileError:
+    return ModelFileError(
+        f"{path} does not fit its own description ({error}); it was written by another version of "
+        "mlpot, or by another program"
+    )
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], str]:

@@ -24,11 +24,12 @@ from mlpot.data.references import (
     split_isolated,
 )
 from mlpot.data.splits import Split, load_split, make_split, save_split, split_held_out
-from mlpot.errors import DataError
+from mlpot.errors import DataError, InputError
 from mlpot.graph import Graph
-from mlpot.models.checkpoint import ModelInfo, build, load, save
+from mlpot.models.checkpoint import ModelInfo, build, load, load_potential, save
 from mlpot.models.potential import Denoiser, Potential, Prediction
 from mlpot.models.visnet import ViSNetConfig
+from mlpot.train.guard import fit_guard
 from mlpot.train.loop import HISTORY, LoopConfig, TrainingModule, claim_folder, fit
 from mlpot.train.losses import Errors, ErrorSums, energy_force_loss
 
@@ -146,12 +147,27 @@ def finetune(
 
     module = EnergyForceModule(model.train(), config, info.architecture())
     fit(module, batches["train"], batches["validation"], out, keep, progress, report)
-    best, described = load(out / "model.safetensors")
-    assert isinstance(best, Potential)
+    best, described = _guarded(out / "model.safetensors", records, split, report)
     held_back = split.test if len(split.test) else split.validation
     errors = evaluate(best, [records[i] for i in held_back], config.loop.batch_atoms)
     report(f"{'test' if len(split.test) else 'validation'}: {errors.describe()}")
     return described, errors
+
+
+def _guarded(
+    path: Path, records: Sequence[Record], split: Split, report: Callable[[str], None]
+) -> tuple[Potential, ModelInfo]:
+    """The best model, whose file now knows what it was trained on."""
+    best, described = load_potential(path)
+    if described.extrapolation is None:
+        if len(split.train) > 2000:  # minutes
+            report("noting what the model was trained on, for the guard of simulations")
+        train, held_back = ([records[i] for i in p] for p in (split.train, split.validation))
+        try:
+            described = save(best, described, path, fit_guard(best, train, held_back))
+        except InputError as error:
+            report(f"note: simulations with this model run without a guard: {error}")
+    return best, described
 
 
 def _outline(split: Split, source: Start | None, config: FinetuneConfig, finished: bool) -> str:

@@ -1,0 +1,148 @@
+"""Graders: how far atoms are from what a model was trained on, whatever engine runs the model.
+
+The features of an atom are read from the eager network, without gradients, so a grader has the
+weights a second time and is asked every few steps.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from mlpot.deploy.engines import DeployedModel
+from mlpot.deploy.load import load
+from mlpot.deploy.metadata import check_system
+from mlpot.errors import InputError, ModelFileError
+from mlpot.graph import Graph, to
+from mlpot.models.checkpoint import ModelInfo, load_extrapolation, load_potential
+from mlpot.models.extrapolation import grade
+from mlpot.neighbors import SKIN, NeighborFinder, build_graph
+from mlpot.zoo import resolve
+
+
+class Grader:
+    """Base of what grades atoms; 1 is the line. A grader defines `grades`.
+
+    Attributes:
+        info: description of the model.
+        cutoff: Å.
+    """
+
+    def __init__(self, info: ModelInfo, cutoff: float, dtype: torch.dtype, device: torch.device):
+        self.info, self.cutoff, self.dtype, self.device = info, cutoff, dtype, device
+
+    def grades(self, graph: Graph) -> Tensor:
+        """Grades [N] of any batch of structures; infinite where something became NaN."""
+        raise NotImplementedError
+
+    def bind(
+        self, numbers: ArrayLike, pbc: bool | Sequence[bool] = False, skin: float = SKIN
+    ) -> "BoundGrader":
+        """Fix the atoms once, as `DeployedModel.bind` does."""
+        periodic = (pbc,) * 3 if isinstance(pbc, bool) else tuple(bool(p) for p in pbc)
+        return BoundGrader(self, check_system(self.info, numbers), periodic, skin)
+
+
+class BoundGrader:
+    """A grader tied to one set of atoms: positions (and cell) in, grades out."""
+
+    def __init__(self, grader: Grader, numbers: NDArray, pbc: tuple[bool, ...], skin: float):
+        self.grader, self.numbers, self.pbc = grader, numbers, pbc
+        self._finder = NeighborFinder(grader.cutoff, skin)
+        self._finder.overlap = 0.0  # atoms that are too close are what it is there for
+
+    def __call__(self, positions: ArrayLike, cell: ArrayLike | None = None) -> NDArray[np.float64]:
+        """Grades [N] at positions [N, 3] Å and cell [3, 3] Å; all infinite if a coordinate is not
+        finite."""
+        if not np.isfinite(np.asarray(positions)).all():
+            return np.full(len(self.numbers), np.inf)
+        g = self.grader
+        graph = build_graph(
+            self.numbers, positions, g.cutoff, cell, self.pbc, g.dtype, g.device, self._finder
+        )
+        return g.grades(graph).cpu().numpy().astype(np.float64)
+
+
+class FeatureGrader(Grader):
+    """Grades from the statistics of the training set in a model's file.
+
+    Args:
+        model: a zoo name, a ``.safetensors`` file, or a model loaded from one.
+        device: ``cpu``, ``cuda``, ..., or ``auto``: a GPU if there is one.
+
+    Raises:
+        ModelFileError: an exported file, or one without statistics; the message says how to get
+            them.
+    """
+
+    def __init__(self, model: str | Path | DeployedModel, device: torch.device | str = "auto"):
+        path = _file(model)
+        if path.suffix in (".pt", ".pt2"):
+            raise ModelFileError(
+                f"{path} is exported: it gives no features for the guard to look at. Name the "
+                ".safetensors file that it was made from (--guard-model, or guard_model=)"
+            )
+        loaded = load(path, "eager", "float32", device)
+        self._potential = loaded.module
+        self._extrapolation = load_extrapolation(path).to(loaded.device)
+        super().__init__(loaded.info, loaded.cutoff, loaded.dtype, loaded.device)
+
+    def grades(self, graph: Graph) -> Tensor:
+        moved = to(graph, self.device, self.dtype)
+        return grade(self._potential, self._extrapolation, moved)
+
+
+class CommitteeGrader(Grader):
+    """Grades from the disagreement of several models of the same data: the standard deviation of
+    the force on an atom over the members, sqrt(mean |F - mean F|²), over ``unit``.
+
+    It costs one evaluation with forces of every member.
+
+    Args:
+        models: zoo names, files, or loaded models; at least two.
+        unit: eV/Å at grade 1.
+    """
+
+    def __init__(self, models: Sequence[str | Path | DeployedModel], unit: float):
+        if len(models) < 2 or not unit > 0:
+            raise InputError(
+                f"a committee needs two models or more and a positive unit (eV/Å), got "
+                f"{len(models)} and {unit}"
+            )
+        self._members = [m if isinstance(m, DeployedModel) else load(m) for m in models]
+        self._unit = unit
+        first = self._members[0]
+        for member in self._members[1:]:
+            if member.cutoff != first.cutoff or member.info.elements != first.info.elements:
+                raise InputError(
+                    f"{member.info.name} has another cutoff or covers other elements than "
+                    f"{first.info.name}; the members of a committee must agree in both"
+                )
+        super().__init__(first.info, first.cutoff, first.dtype, first.device)
+
+    def grades(self, graph: Graph) -> Tensor:
+        forces = torch.stack([m.predict(graph).forces.detach().cpu() for m in self._members])
+        sigma = (forces - forces.mean(0)).square().sum(2).mean(0).sqrt() / self._unit
+        return torch.where(torch.isfinite(sigma), sigma, torch.inf)
+
+
+def has_statistics(model: str | Path | DeployedModel) -> bool:
+    """Does this model's file say what it was trained on?"""
+    path = _file(model)
+    if path.suffix in (".pt", ".pt2"):
+        return False
+    return load_potential(path)[1].extrapolation is not None
+
+
+def _file(model: str | Path | DeployedModel) -> Path:
+    if not isinstance(model, DeployedModel):
+        return resolve(model)
+    if model.source is None:
+        raise InputError(
+            f"{model!r} was not loaded from a file, so its training set is not known; give the "
+            "guard a .safetensors file (guard_model=)"
+        )
+    return model.source

@@ -1,0 +1,345 @@
+"""The guard: says, saves or stops when a simulation leaves what its model was trained on.
+
+    guard = Guard("mine.safetensors", policy="stop")
+    simulation.reporters.append(GuardReporter(guard))   # OpenMM, whatever force runs the model
+    guard.attach(dynamics)                              # ASE
+    replicas.observers.append(ReplicaGuard(guard))      # mlpot.md.replicas
+
+Every `interval` steps the atoms are graded (`mlpot.deploy.grader`; 1 is the line that 99 % of
+frames like the training set stay below). Molecules touch the line now and then and return, so a
+flag is raised only if one atom is above the line in `checks` checks in a row, or any atom is above
+`sure` at once. What follows belongs to the same excursion until `checks` checks in a row were calm.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from ase.data import chemical_symbols
+from numpy.typing import ArrayLike, NDArray
+
+from mlpot.deploy.engines import DeployedModel
+from mlpot.deploy.grader import BoundGrader, FeatureGrader, Grader, has_statistics
+from mlpot.errors import InputError, MLPotError
+from mlpot.md.flagged import FlaggedFrames
+from mlpot.md.replicas import Replicas
+from mlpot.units import NM_TO_ANGSTROM
+
+POLICIES = ("warn", "save", "stop")
+
+#: steps between checks: a check costs about two steps of the compiled engine
+INTERVAL = 25
+
+#: checks in a row in which one atom is above the line
+CHECKS = 3
+
+#: grade that needs no confirmation
+SURE = 3.0
+
+
+class ExtrapolationError(MLPotError):
+    """The simulation has left what the model was trained on, and was to stop there."""
+
+
+class Flag(NamedTuple):
+    """Where an excursion began."""
+
+    step: int
+    time: float  # ps
+    atom: int  # index, from 0
+    symbol: str
+    grade: float
+    system: int | None = None  # of several replicas
+
+    def describe(self, model: str) -> str:
+        """As one clause."""
+        whose = "" if self.system is None else f"replica {self.system}: "
+        return (
+            f"{whose}atom {self.atom} ({self.symbol}) left what {model} was trained on: "
+            f"extrapolation grade {self.grade:.2f} at step {self.step:,} ({self.time:.6g} ps)"
+        )
+
+
+class Guard:
+    """What to look for, and what to do about it; one for any number of systems.
+
+    Args:
+        model: the .safetensors file (or zoo name) that holds the statistics, a model loaded from
+            it, or a `Grader`.
+        policy: ``warn`` reports; ``save`` also keeps the frames above the line; ``stop`` keeps
+            them and raises `ExtrapolationError`.
+        save_to: extended XYZ file for these frames, ready for `mlpot label`; added to if it exists.
+        interval: steps between checks.
+        line, checks, sure: the rule above, in grades.
+        report: told, in a sentence, of every excursion.
+
+    Attributes:
+        flags: of every excursion so far.
+        largest: grade, step, system and atom of the highest grade seen.
+
+    Raises:
+        ModelFileError: the model holds no statistics, or is an exported file.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | DeployedModel | Grader,
+        policy: Literal["warn", "save", "stop"] = "warn",
+        *,
+        save_to: str | Path = "extrapolated.xyz",
+        interval: int = INTERVAL,
+        line: float = 1.0,
+        checks: int = CHECKS,
+        sure: float = SURE,
+        report: Callable[[str], Any] = print,
+    ):
+        if policy not in POLICIES:
+            raise InputError(f"guard must be one of {', '.join(POLICIES)}, got {policy!r}")
+        if not (interval >= 1 and checks >= 1 and 0 < line <= sure):
+            raise InputError(
+                "the guard needs interval and checks of at least 1, and 0 < line <= sure; got "
+                f"interval {interval}, checks {checks}, line {line}, sure {sure}"
+            )
+        self.grader = model if isinstance(model, Grader) else FeatureGrader(model)
+        self.policy, self.interval, self.report = policy, interval, report
+        self.line, self.checks, self.sure = line, checks, sure
+        self.saved = None if policy == "warn" else FlaggedFrames(Path(save_to))
+        self.flags: list[Flag] = []
+        self.largest: tuple[float, int, int | None, int] = (0.0, 0, None, 0)
+
+    def watch(
+        self,
+        numbers: ArrayLike,
+        pbc: bool | tuple[bool, ...] = False,
+        system: int | None = None,
+    ) -> "Watch":
+        """Of one system; `Watch.check` looks at a frame of it."""
+        return Watch(self, self.grader.bind(numbers, pbc), system)
+
+    def attach(self, dynamics: Any) -> "Watch":
+        """Watch an ASE dynamics; grades are left in ``atoms.calc.results`` as well."""
+        observer = _AseObserver(self, dynamics)
+        dynamics.attach(observer, interval=self.interval)
+        return observer.watch
+
+    def told(self) -> dict[str, Any]:
+        """What came of it, for a log."""
+        grade, step, system, atom = self.largest
+        return {
+            "policy": self.policy,
+            "interval": self.interval,
+            "rule": {"line": self.line, "checks": self.checks, "sure": self.sure},
+            "largest": {
+                "grade": grade if np.isfinite(grade) else None,
+                "step": step,
+                "system": system,
+                "atom": atom,
+            },
+            "flags": [flag._asdict() | {"grade": _finite(flag.grade)} for flag in self.flags],
+            "saved_frames": self.saved.count if self.saved else 0,
+        }
+
+
+class Watch:
+    """One system under a guard: counts, so that a single high grade is no alarm."""
+
+    def __init__(self, guard: Guard, grade: BoundGrader, system: int | None):
+        self.guard, self.system = guard, system
+        self._grade = grade
+        self._row = np.zeros(len(grade.numbers), dtype=np.int64)  # checks above the line
+        self._calm = guard.checks  # checks since the last atom was above it
+        self._outside = False
+        # frames that a flag would save
+        self._waiting: deque[tuple[Any, ...]] = deque(maxlen=guard.checks)
+
+    def check(
+        self, step: int, time: float, positions: ArrayLike, cell: ArrayLike | None = None
+    ) -> NDArray[np.float64]:
+        """Grades [N] of a frame, acted upon.
+
+        Args:
+            time: ps.
+            positions: [N, 3] Å.
+            cell: [3, 3] Å.
+
+        Raises:
+            ExtrapolationError: with the policy ``stop``, where an excursion begins.
+        """
+        grades = self._grade(positions, cell)
+        self.observe(grades, step, time, positions, cell)
+        return grades
+
+    def observe(
+        self,
+        grades: NDArray[np.float64],
+        step: int,
+        time: float,
+        positions: ArrayLike,
+        cell: ArrayLike | None = None,
+    ) -> None:
+        """`check`, with grades [N] that are known already."""
+        guard = self.guard
+        atom = int(grades.argmax())
+        guard.largest = max(guard.largest, (float(grades[atom]), step, self.system, atom), key=_by)
+        above = grades > guard.line
+        self._row = np.where(above, self._row + 1, 0)
+        if not above.any():
+            self._calm += 1
+            self._waiting.clear()
+            self._outside = self._outside and self._calm < guard.checks
+            return
+        self._calm = 0
+        self._waiting.append((step, time, np.array(positions), grades, cell))
+        patient = self._row >= guard.checks
+        begun = not self._outside and (bool(patient.any()) or grades[atom] > guard.sure)
+        if begun:
+            self._outside = True
+            if grades[atom] <= guard.sure:
+                atom = int(np.where(patient, grades, -1.0).argmax())
+            symbol = chemical_symbols[self._grade.numbers[atom]]
+            guard.flags.append(Flag(step, time, atom, symbol, float(grades[atom]), self.system))
+        if self._outside:
+            self._save()
+        if begun:
+            self._act(guard.flags[-1])
+
+    def _save(self) -> None:
+        """Write the frames above the line, those that led there included."""
+        saved = self.guard.saved
+        if saved is not None:
+            for step, time, positions, grades, cell in self._waiting:
+                told = {"step": step, "time_ps": time, "model": self.guard.grader.info.name}
+                told |= {} if self.system is None else {"replica": self.system}
+                saved.write(self._grade.numbers, positions, grades, cell, self._grade.pbc, told)
+        self._waiting.clear()
+
+    def _act(self, flag: Flag) -> None:
+        guard = self.guard
+        sentence = flag.describe(guard.grader.info.name)
+        if guard.saved is not None:
+            sentence += f"; frames are in {guard.saved.path}: label them and fine-tune"
+        if guard.policy == "stop":
+            raise ExtrapolationError(f"stopped: {sentence}, or let it only warn (--guard warn)")
+        guard.report(sentence)
+
+
+def make_guard(
+    policy: str,
+    model: str | Path,
+    save_to: Path,
+    report: Callable[[str], Any],
+    guard_model: str | Path | None = None,
+) -> Guard | None:
+    """The guard that the settings of a run ask for; ``auto`` warns if the model's file holds the
+    statistics that it takes, and ``off`` is none.
+
+    Raises:
+        ModelFileError: a guard was asked for, and there are no statistics.
+    """
+    source = model if guard_model is None else guard_model
+    if policy == "off" or (policy == "auto" and not has_statistics(source)):
+        return None
+    chosen: Any = "warn" if policy == "auto" else policy
+    return Guard(source, chosen, save_to=save_to, report=report)
+
+
+class GuardReporter:
+    """The guard as an OpenMM reporter.
+
+    Args:
+        guard: or what `Guard` takes as a model; it then warns.
+        atoms: indices of the atoms that the model describes, in a mixed system; None for all.
+    """
+
+    def __init__(self, guard: Guard | str | Path, atoms: ArrayLike | None = None):
+        self.guard = guard if isinstance(guard, Guard) else Guard(guard)
+        self._atoms = None if atoms is None else np.asarray(atoms, dtype=np.int64)
+        self._watch: Watch | None = None
+        self._periodic = False
+
+    def describeNextReport(self, simulation: Any) -> tuple[int, bool, bool, bool, bool, bool]:
+        """Steps to the next check, and what it needs: positions, not wrapped into the box."""
+        interval = self.guard.interval
+        return interval - simulation.currentStep % interval, True, False, False, False, False
+
+    def report(self, simulation: Any, state: Any) -> None:
+        """Called by OpenMM.
+
+        Raises:
+            ExtrapolationError: with the policy ``stop``.
+        """
+        chosen = slice(None) if self._atoms is None else self._atoms
+        if self._watch is None:
+            self._periodic = bool(simulation.system.usesPeriodicBoundaryConditions())
+            atoms = simulation.topology.atoms()
+            numbers = np.array([getattr(a.element, "atomic_number", 0) for a in atoms])
+            self._watch = self.guard.watch(numbers[chosen], self._periodic)
+        positions = np.asarray(state.getPositions(asNumpy=True)._value)[chosen] * NM_TO_ANGSTROM
+        box = state.getPeriodicBoxVectors(asNumpy=True)._value * NM_TO_ANGSTROM
+        time = state.getTime()._value
+        self._watch.check(simulation.currentStep, time, positions, box if self._periodic else None)
+
+
+class ReplicaGuard:
+    """The guard as an observer of `mlpot.md.replicas.Replicas`. With the policy ``stop``, a replica
+    that leaves is taken out and the others go on.
+
+    Attributes:
+        stopped: replica -> why it was taken out.
+        latest: replica -> grades [N] at the last check.
+    """
+
+    def __init__(self, guard: Guard):
+        self.guard, self.interval = guard, guard.interval
+        self.stopped: dict[int, str] = {}
+        self.latest: dict[int, NDArray[np.float64]] = {}
+        self._watches: dict[int, Watch] = {}
+
+    def __call__(self, replicas: Replicas) -> None:
+        """Called by `Replicas` every `interval` steps."""
+        living = replicas.alive.nonzero()[0]
+        if not len(living):
+            return
+        grades = self.guard.grader.grades(replicas.graph()).cpu().numpy().astype(np.float64)
+        ends = np.cumsum([replicas.systems.sizes[r] for r in living])[:-1]
+        time = replicas.steps * replicas.timestep / 1000
+        positions = replicas.positions
+        self.latest = dict(zip(living.tolist(), np.split(grades, ends), strict=True))
+        for r, mine in self.latest.items():
+            if r not in self._watches:
+                self._watches[r] = self.guard.watch(replicas.systems.numbers[r], system=r)
+            try:
+                self._watches[r].observe(mine, replicas.steps, time, positions[r])
+            except ExtrapolationError as error:
+                self.stopped[r] = str(error)
+        gone = [r for r in self.stopped if replicas.alive[r]]
+        if gone:
+            replicas.remove(gone)
+
+
+class _AseObserver:
+    def __init__(self, guard: Guard, dynamics: Any):
+        self._dynamics = dynamics
+        atoms = dynamics.atoms
+        self.watch = guard.watch(atoms.numbers, tuple(bool(p) for p in atoms.pbc))
+
+    def __call__(self) -> None:
+        from ase import units
+
+        atoms, dynamics = self._dynamics.atoms, self._dynamics
+        time = dynamics.nsteps * getattr(dynamics, "dt", 0.0) / (1000 * units.fs)
+        cell = atoms.cell.array if any(atoms.pbc) else None
+        grades = self.watch.check(dynamics.nsteps, time, atoms.positions, cell)
+        if atoms.calc is not None:
+            atoms.calc.results["extrapolation_grade"] = grades
+
+
+def _by(entry: tuple[float, int, int | None, int]) -> float:
+    return entry[0]
+
+
+def _finite(value: float) -> float | None:
+    """JSON knows no infinity."""
+    return value if np.isfinite(value) else None

@@ -1,0 +1,510 @@
+"""The guard: its rule, what it writes, and that it works in every host the same way."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+import torch
+import typer
+from ase import Atoms, units
+from ase.md.verlet import VelocityVerlet
+from torch import Tensor
+from typer.testing import CliRunner, Result
+
+from mlpot import MLPotCalculator
+from mlpot.cli.common import Group
+from mlpot.cli.guard import guard as guard_command
+from mlpot.data.record import Record
+from mlpot.deploy.export import export
+from mlpot.deploy.grader import CommitteeGrader, FeatureGrader, Grader
+from mlpot.deploy.load import load
+from mlpot.errors import InputError, ModelFileError
+from mlpot.graph import Graph
+from mlpot.md.guard import ExtrapolationError, Guard, GuardReporter, ReplicaGuard, Watch
+from mlpot.md.replicas import Replicas
+from mlpot.md.settings import Summary
+from mlpot.md.simulate import simulate
+from mlpot.md.structure import Structure
+from mlpot.models.checkpoint import ModelInfo, load_potential
+from mlpot.train.finetune import FinetuneConfig, finetune
+from mlpot.train.guard import add_guard
+from tests.helpers import ethanol, save_random_model
+
+MODEL = "model.safetensors"
+QUIET = {"progress": False, "report": lambda line: None}
+
+
+def frames_of(model: Path, numbers: np.ndarray, positions: np.ndarray, width: float) -> list:
+    """Frames near one geometry, labelled by the model itself and noise."""
+    rng, teacher, records = np.random.default_rng(0), load(model, engine="eager"), []
+    for _ in range(60):
+        moved = positions + width * rng.standard_normal(positions.shape)
+        forces = teacher(numbers, moved).forces
+        forces = forces + 0.01 * rng.standard_normal(forces.shape)
+        records.append(Record(numbers=numbers, positions=moved, forces=forces, group="one"))
+    return records
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A flat energy surface on which ethanol falls apart, and statistics of whole ethanol."""
+    path = tmp_path_factory.mktemp("models") / "guarded.safetensors"
+    save_random_model(path, name="guarded", layers=1, scale=0.05)
+    atoms = ethanol()
+    add_guard(path, frames_of(path, atoms.numbers.astype(np.int64), atoms.positions, 0.05))
+    return path
+
+
+@pytest.fixture(scope="module")
+def ethanol_structure(tmp_path_factory: pytest.TempPathFactory) -> Structure:
+    from mlpot.md.structure import read_structure
+
+    path = tmp_path_factory.mktemp("structures") / "ethanol.xyz"
+    ase.io.write(path, ethanol())
+    return read_structure(path)
+
+
+# --- the rule ------------------------------------------------------------------------------------
+
+
+class Silent(Grader):
+    """Grades are handed to `Watch.observe` by the test."""
+
+    def __init__(self) -> None:
+        info = ModelInfo(name="told", elements=[1, 6])
+        super().__init__(info, 5.0, torch.float32, torch.device("cpu"))
+
+    def grades(self, graph: Graph) -> Tensor:
+        raise AssertionError("not asked")
+
+
+def watched(tmp_path: Path, policy: str = "save") -> tuple[Guard, Watch, list[str]]:
+    lines: list[str] = []
+    guard = Guard(Silent(), policy, save_to=tmp_path / "out.xyz", report=lines.append)  # type: ignore[arg-type]
+    return guard, guard.watch([6, 1, 1]), lines
+
+
+def feed(watch: Watch, rows: list[list[float]]) -> None:
+    for i, row in enumerate(rows):
+        watch.observe(np.array(row), 20 * i, 0.01 * i, np.eye(3) + i)
+
+
+CALM, HIGH = [0.5, 0.4, 0.3], [0.5, 1.2, 0.3]
+
+
+@pytest.mark.parametrize(
+    ("rows", "flags"),
+    [
+        ([CALM] * 10, []),
+        ([HIGH, HIGH, CALM] * 5, []),  # never three in a row
+        ([HIGH, [1.2, 0.5, 0.5], HIGH, [1.2, 0.5, 0.5]], []),  # never the same atom
+        ([CALM, HIGH, HIGH, HIGH, CALM], [(60, 1)]),
+        ([HIGH] * 10, [(40, 1)]),  # one excursion
+        ([HIGH, HIGH, HIGH, CALM, CALM, HIGH, HIGH, HIGH], [(40, 1)]),  # still the same
+        ([HIGH] * 3 + [CALM] * 3 + [HIGH] * 3, [(40, 1), (160, 1)]),
+        ([CALM, [0.5, 0.4, 3.1], CALM], [(20, 2)]),  # needs no confirmation
+        ([CALM, [0.5, np.inf, 0.3]], [(20, 1)]),
+    ],
+)
+def test_when_a_flag_is_raised(tmp_path: Path, rows: list, flags: list) -> None:
+    guard, watch, lines = watched(tmp_path, "warn")
+    feed(watch, rows)
+    assert [(f.step, f.atom) for f in guard.flags] == flags
+    assert len(lines) == len(flags)
+    assert not (tmp_path / "out.xyz").exists()
+
+
+def test_the_sentence_names_atom_grade_and_time(tmp_path: Path) -> None:
+    guard, watch, lines = watched(tmp_path)
+    feed(watch, [HIGH, HIGH, [0.5, 1.37, 1.9]])
+    assert lines == [
+        "atom 1 (H) left what told was trained on: extrapolation grade 1.37 at step 40 (0.02 ps); "
+        f"frames are in {tmp_path / 'out.xyz'}: label them and fine-tune"
+    ]
+    told = guard.told()
+    assert told["largest"] == {"grade": 1.9, "step": 40, "system": None, "atom": 2}
+    assert json.loads(json.dumps(told, allow_nan=False))["saved_frames"] == 3
+
+
+def test_frames_above_the_line_are_kept_those_that_came_to_nothing_are_not(tmp_path: Path) -> None:
+    guard, watch, _ = watched(tmp_path)
+    feed(watch, [HIGH, HIGH, CALM, HIGH, HIGH, HIGH, HIGH, CALM, CALM, CALM, HIGH, CALM])
+    kept = ase.io.read(tmp_path / "out.xyz", ":")
+    assert [a.info["step"] for a in kept] == [60, 80, 100, 120]
+    assert guard.saved is not None and guard.saved.count == 4
+    assert kept[0].positions == pytest.approx(np.eye(3) + 3)
+    assert kept[0].arrays["extrapolation_grade"] == pytest.approx(HIGH)
+    assert kept[0].info["model"] == "told" and kept[0].info["atom"] == 1
+
+
+def test_stop_raises_where_the_excursion_begins(tmp_path: Path) -> None:
+    _, watch, lines = watched(tmp_path, "stop")
+    with pytest.raises(ExtrapolationError, match=r"^stopped: atom 1 \(H\) .* step 40 .* fine-tune"):
+        feed(watch, [HIGH] * 5)
+    assert len(ase.io.read(tmp_path / "out.xyz", ":")) == 3 and not lines
+
+
+def test_a_full_disk_leaves_whole_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, watch, _ = watched(tmp_path)
+    feed(watch, [HIGH] * 4)
+    before = (tmp_path / "out.xyz").read_bytes()
+
+    class Full:
+        def __init__(self, path: Path):
+            self.file = open(path, "ab", buffering=0)  # noqa: SIM115
+
+        def __enter__(self) -> "Full":
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            self.file.close()
+
+        def write(self, data: bytes) -> int:
+            return self.file.write(data[: len(data) // 2])
+
+    whole = Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda p, mode="r", **kw: Full(p) if mode == "ab" else whole(p, mode, **kw)
+    )
+    with pytest.raises(OSError, match="No space left"):
+        feed(watch, [HIGH])
+    assert (tmp_path / "out.xyz").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "options", [{"policy": "panic"}, {"interval": 0}, {"checks": 0}, {"line": 4.0}, {"line": 0.0}]
+)
+def test_options_that_make_no_sense(options: dict) -> None:
+    with pytest.raises(InputError, match="guard"):
+        Guard(Silent(), **options)
+
+
+# --- models --------------------------------------------------------------------------------------
+
+
+def test_a_model_without_statistics_names_the_remedy(soft_model: Path) -> None:
+    with pytest.raises(ModelFileError, match="no statistics.*mlpot guard"):
+        Guard(soft_model)
+
+
+def test_an_exported_model_asks_for_its_weights(guarded: Path, tmp_path: Path) -> None:
+    export(guarded, tmp_path / "m.pt")
+    for model in (tmp_path / "m.pt", load(tmp_path / "m.pt")):
+        with pytest.raises(ModelFileError, match="exported.*--guard-model"):
+            Guard(model)
+
+
+def test_engines_share_one_grade(guarded: Path) -> None:
+    atoms = ethanol()
+    found = [
+        FeatureGrader(model).bind(atoms.numbers)(atoms.positions)
+        for model in (guarded, load(guarded, engine="torchscript"), load(guarded, dtype="float64"))
+    ]
+    assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
+
+
+def test_nothing_but_infinity_comes_of_a_broken_geometry(guarded: Path) -> None:
+    atoms = ethanol()
+    grade = FeatureGrader(guarded).bind(atoms.numbers)
+    x = atoms.positions.copy()
+    x[3, 0] = np.nan
+    assert np.isinf(grade(x)).all()
+    x[3] = x[4]  # no direction between the two
+    assert np.isinf(grade(x)).any()
+    x = atoms.positions * 100.0  # nine atoms alone
+    assert grade(x).max() > 2
+
+
+def test_a_committee(tmp_path: Path) -> None:
+    paths = [save_random_model(tmp_path / f"{s}.safetensors", seed=s) for s in (1, 2, 3)]
+    models = [load(path, engine="eager") for path in paths]
+    atoms = ethanol()
+    forces = np.stack([m(atoms.numbers, atoms.positions).forces for m in models])
+    sigma = np.sqrt(((forces - forces.mean(0)) ** 2).sum(2).mean(0))
+    committee = CommitteeGrader(models, unit=0.25)
+    found = committee.bind(atoms.numbers)(atoms.positions)
+    assert found == pytest.approx(sigma / 0.25, rel=1e-4)
+    assert Guard(committee).watch(atoms.numbers).check(0, 0.0, atoms.positions).shape == (9,)
+    with pytest.raises(InputError, match="two models"):
+        CommitteeGrader(models[:1], unit=0.25)
+    other = load(save_random_model(tmp_path / "o.safetensors", cutoff=4.0), engine="eager")
+    with pytest.raises(InputError, match="another cutoff"):
+        CommitteeGrader([models[0], other], unit=0.25)
+
+
+# --- hosts ---------------------------------------------------------------------------------------
+
+
+def atoms_on(model: Path, speed: float = 0.05) -> Atoms:
+    """Ethanol whose hydroxyl hydrogen flies off, at a speed in Å/fs."""
+    atoms = ethanol()
+    atoms.calc = MLPotCalculator(model, engine="eager")
+    velocities = np.zeros_like(atoms.positions)
+    oxygen = int((atoms.numbers == 8).argmax())
+    hydrogens = [i for i in range(9) if atoms.numbers[i] == 1]
+    leaving = min(hydrogens, key=lambda i: atoms.get_distance(i, oxygen))
+    arm = atoms.positions[leaving] - atoms.positions[oxygen]
+    velocities[leaving] = speed * arm / np.linalg.norm(arm)
+    atoms.set_velocities(velocities / units.fs)
+    return atoms
+
+
+def test_ase_stops_while_a_hydrogen_leaves(guarded: Path, tmp_path: Path) -> None:
+    atoms = atoms_on(guarded)
+    guard = Guard(guarded, "stop", save_to=tmp_path / "out.xyz")
+    dynamics = VelocityVerlet(atoms, 0.5 * units.fs)
+    guard.attach(dynamics)
+    with pytest.raises(ExtrapolationError, match=r"atom \d \([HO]\)"):
+        dynamics.run(400)
+    flag = guard.flags[0]
+    assert flag.step == dynamics.nsteps and flag.step % 25 == 0
+    assert flag.time == pytest.approx(flag.step * 0.5e-3)
+    kept = ase.io.read(tmp_path / "out.xyz", ":")
+    assert kept[-1].positions == pytest.approx(atoms.positions, abs=1e-6)
+    assert not (kept[-1].pbc.any() or kept[-1].cell.any())
+
+
+def test_openmm_stops_at_the_same_frame_as_ase(guarded: Path, tmp_path: Path) -> None:
+    import openmm
+    from openmm import app, unit
+    from openmmml import MLPotential
+
+    atoms = atoms_on(guarded)
+    topology = app.Topology()
+    residue = topology.addResidue("ETH", topology.addChain())
+    for z in atoms.numbers.tolist():
+        topology.addAtom("X", app.Element.getByAtomicNumber(z), residue)
+    system = MLPotential("mlpot", model=str(guarded)).createSystem(topology, engine="python")
+    integrator = openmm.VerletIntegrator(0.5 * unit.femtosecond)
+    platform = openmm.Platform.getPlatformByName("Reference")
+    simulation = app.Simulation(topology, system, integrator, platform)
+    simulation.context.setPositions(atoms.positions * unit.angstrom)
+    speeds = atoms.get_velocities() * units.fs
+    simulation.context.setVelocities(speeds * (unit.angstrom / unit.femtosecond))
+    guard = Guard(guarded, "stop", save_to=tmp_path / "openmm.xyz")
+    simulation.reporters.append(GuardReporter(guard))
+    with pytest.raises(ExtrapolationError, match="stopped: atom"):
+        simulation.step(400)
+    other = Guard(guarded, "stop", save_to=tmp_path / "ase.xyz")
+    dynamics = VelocityVerlet(atoms, 0.5 * units.fs)
+    other.attach(dynamics)
+    with pytest.raises(ExtrapolationError):
+        dynamics.run(400)
+    ours, theirs = guard.flags[0], other.flags[0]
+    assert (ours.step, ours.atom) == (theirs.step, theirs.atom)
+    assert ours.grade == pytest.approx(theirs.grade, rel=0.05)  # leapfrog: half a kick apart
+    assert ours.time == pytest.approx(theirs.time)
+
+
+def test_replicas_that_leave_are_taken_out_and_the_others_go_on(
+    guarded: Path, tmp_path: Path
+) -> None:
+    still, leaving = ethanol(), atoms_on(guarded)
+    lines: list[str] = []
+    guard = Guard(guarded, "stop", save_to=tmp_path / "out.xyz", report=lines.append)
+    speeds = [np.zeros((9, 3)), leaving.get_velocities() * units.fs]
+    replicas = Replicas(
+        load(guarded, engine="eager"),
+        [still.numbers] * 2,
+        [still.positions, leaving.positions],
+        velocities=speeds,
+        friction=None,
+    )
+    observer = ReplicaGuard(guard)
+    replicas.observers.append(observer)
+    replicas.step(50)
+    assert list(observer.stopped) == [1] and "replica 1: atom" in observer.stopped[1]
+    assert replicas.alive.tolist() == [True, False] and replicas.steps == 50
+    assert replicas.lost == {1: guard.flags[0].step}
+    assert {a.info["replica"] for a in ase.io.read(tmp_path / "out.xyz", ":")} == {1}
+
+
+# --- simulate ------------------------------------------------------------------------------------
+
+
+def run(structure: Structure, model: Path, out: Path, **options: object) -> Summary:
+    defaults = {"engine": "eager", "host": "ase", "temperature": 1500.0, "minimize": False}
+    return simulate(structure, model, out=out, **(QUIET | defaults | options))
+
+
+def told(out: Path) -> dict:
+    return json.loads((out / "run.json").read_text())["summary"]["guard"]
+
+
+@pytest.mark.parametrize("host", ["ase", "openmm"])
+def test_a_run_that_stops_keeps_its_results(
+    ethanol_structure: Structure, guarded: Path, tmp_path: Path, host: str
+) -> None:
+    engine = {"ase": "eager", "openmm": "python"}[host]
+    with pytest.raises(ExtrapolationError, match="stopped: atom"):
+        run(
+            ethanol_structure, guarded, tmp_path, host=host, engine=engine, guard="stop", steps=2000
+        )
+    flag = told(tmp_path)["flags"][0]
+    summary = json.loads((tmp_path / "run.json").read_text())["summary"]
+    assert 0 < flag["step"] == summary["steps"] < 2000
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"trajectory.dcd", "log.csv", "final.pdb", "extrapolated.xyz"} <= names
+    assert len(ase.io.read(tmp_path / "extrapolated.xyz", ":")) == told(tmp_path)["saved_frames"]
+
+
+def test_a_run_that_warns_goes_on(
+    ethanol_structure: Structure, guarded: Path, tmp_path: Path
+) -> None:
+    lines: list[str] = []
+    summary = run(ethanol_structure, guarded, tmp_path, steps=200, report=lines.append)
+    assert summary.steps == 200 and summary.guard is not None
+    assert len(summary.guard["flags"]) == len([line for line in lines if "left what" in line]) > 0
+    assert not (tmp_path / "extrapolated.xyz").exists()
+
+
+def test_saved_frames_are_removed_with_the_other_results(
+    ethanol_structure: Structure, guarded: Path, tmp_path: Path
+) -> None:
+    run(ethanol_structure, guarded, tmp_path, steps=200, guard="save")
+    assert (tmp_path / "extrapolated.xyz").exists()
+    run(ethanol_structure, guarded, tmp_path, steps=20, guard="off", overwrite=True)
+    assert not (tmp_path / "extrapolated.xyz").exists() and told(tmp_path) is None
+
+
+def test_by_default_a_model_without_statistics_has_no_guard(
+    ethanol_structure: Structure, soft_model: Path, tmp_path: Path
+) -> None:
+    assert run(ethanol_structure, soft_model, tmp_path / "a", steps=20).guard is None
+    with pytest.raises(ModelFileError, match="mlpot guard"):
+        run(ethanol_structure, soft_model, tmp_path / "b", steps=20, guard="warn")
+    assert not (tmp_path / "b").exists()
+
+
+def test_an_exported_model_with_the_statistics_of_its_weights(
+    ethanol_structure: Structure, guarded: Path, tmp_path: Path
+) -> None:
+    export(guarded, tmp_path / "m.pt")
+    options = {"engine": "auto", "steps": 25}
+    assert run(ethanol_structure, tmp_path / "m.pt", tmp_path / "a", **options).guard is None
+    options |= {"guard_model": str(guarded)}
+    found = run(ethanol_structure, tmp_path / "m.pt", tmp_path / "b", **options)
+    assert found.guard is not None and found.guard["largest"]["grade"] > 0
+
+
+def test_a_run_of_replicas_tells_stopped_from_broken(
+    ethanol_structure: Structure, guarded: Path, tmp_path: Path
+) -> None:
+    lines: list[str] = []
+    options = {"guard": "stop", "steps": 3000, "replicas": 2, "report": lines.append}
+    with pytest.raises(ExtrapolationError, match="no replica is left: 2 of 2 were stopped"):
+        run(ethanol_structure, guarded, tmp_path, **options)
+    assert sorted(line.split(":")[1] for line in lines if "stopped" in line) == [
+        " replica 0",
+        " replica 1",
+    ]
+    details = json.loads((tmp_path / "run.json").read_text())["replicas"]
+    assert all(d["stopped_by_guard"] and not d["broke"] for d in details)
+    assert (tmp_path / "final.pdb").is_file() and (tmp_path / "replica_01.dcd").is_file()
+
+
+# --- where statistics come from ------------------------------------------------------------------
+
+
+def write_xyz(path: Path, records: list[Record]) -> Path:
+    from ase.calculators.singlepoint import SinglePointCalculator
+
+    frames = []
+    for record in records:
+        atoms = Atoms(record.numbers, record.positions)
+        atoms.calc = SinglePointCalculator(atoms, energy=-4000.0, forces=record.forces)
+        frames.append(atoms)
+    ase.io.write(path, frames)
+    return path
+
+
+def test_finetuning_leaves_statistics_of_its_own_frames(guarded: Path, tmp_path: Path) -> None:
+    """Not those of the model it started from."""
+    atoms = ethanol()
+    numbers, positions = atoms.numbers.astype(np.int64), atoms.positions
+    records = [
+        replace(r, energy=load(guarded)(numbers, r.positions).energy)
+        for r in frames_of(guarded, numbers, positions, 0.1)
+    ]
+    loop = {"steps": 2, "validate_every": 2, "batch_atoms": 90, "compile": "no"}
+    config = FinetuneConfig.model_validate({"validation": 20, "test": 0, "loop": loop})
+    info, _ = finetune(records, config, tmp_path, guarded, progress=False, report=lambda _: None)
+    before = load_potential(guarded)[1].extrapolation
+    assert info.extrapolation is not None and before is not None
+    assert (info.extrapolation.frames, info.extrapolation.held_back) == (40, 20)
+    assert info.extrapolation != before and load_potential(tmp_path / MODEL)[1] == info
+    wide = FeatureGrader(tmp_path / MODEL).bind(numbers)
+    narrow = FeatureGrader(guarded).bind(numbers)
+    moved = [r.positions for r in records]
+    assert np.median([wide(x).max() for x in moved]) < 1
+    assert np.median([narrow(x).max() for x in moved]) > 1
+    again, _ = finetune(records, config, tmp_path, guarded, progress=False, report=lambda _: None)
+    assert again == info  # a finished run is left alone
+
+
+def test_too_few_frames_cost_the_guard_and_not_the_model(guarded: Path, tmp_path: Path) -> None:
+    atoms = ethanol()
+    numbers, lines = atoms.numbers.astype(np.int64), []
+    made = frames_of(guarded, numbers, atoms.positions, 0.1)[:6]
+    records = [replace(r, energy=-4000.0) for r in made]
+    loop = {"steps": 2, "validate_every": 2, "batch_atoms": 90, "compile": "no"}
+    config = FinetuneConfig.model_validate({"validation": 1, "test": 0, "loop": loop})
+    guard_of = "mlpot.train.finetune.fit_guard"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(guard_of, lambda *_: (_ for _ in ()).throw(InputError("too few")))
+        info, _ = finetune(records, config, tmp_path, None, progress=False, report=lines.append)
+    assert info.extrapolation is None
+    assert any("without a guard: too few" in line for line in lines)
+
+
+def command(*args: object) -> Result:
+    app = typer.Typer(cls=Group)
+    app.command("guard")(guard_command)
+    app.command("other")(lambda: None)
+    return CliRunner().invoke(app, ["guard", *(str(a) for a in args)])
+
+
+def test_the_command_adds_statistics(soft_model: Path, tmp_path: Path) -> None:
+    atoms = ethanol()
+    records = frames_of(soft_model, atoms.numbers.astype(np.int64), atoms.positions, 0.05)
+    data = write_xyz(tmp_path / "data.xyz", records)
+    before = soft_model.read_bytes()
+    result = command(soft_model, data, "--out", tmp_path / "new.safetensors")
+    assert result.exit_code == 0, result.output
+    assert "54 training frames and 6 held back (a tenth held back, by frame)" in result.stdout
+    assert soft_model.read_bytes() == before
+    old, new = load(soft_model), load(tmp_path / "new.safetensors")
+    assert new.info.extrapolation is not None
+    x = atoms.positions
+    assert np.array_equal(old(atoms.numbers, x).forces, new(atoms.numbers, x).forces)
+    few = command(soft_model, data, "--out", tmp_path / "few.safetensors", "--frames", 20)
+    assert "18 training frames" in few.stdout
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "message"),
+    [
+        ("pretrained-visnet", "data.xyz", "comes with mlpot and is not altered.*--out"),
+        ("soft", "unforced.xyz", "no forces"),
+        ("soft", "fluorine.xyz", "not cover.*training frames"),
+        ("nowhere.safetensors", "data.xyz", "no model file"),
+    ],
+)
+def test_what_the_command_refuses(
+    soft_model: Path, tmp_path: Path, model: str, data: str, message: str
+) -> None:
+    atoms = ethanol()
+    records = frames_of(soft_model, atoms.numbers.astype(np.int64), atoms.positions, 0.05)
+    write_xyz(tmp_path / "data.xyz", records)
+    ase.io.write(tmp_path / "unforced.xyz", [atoms, atoms])
+    other = replace(records[0], numbers=np.where(records[0].numbers == 8, 9, records[0].numbers))
+    write_xyz(tmp_path / "fluorine.xyz", [other] * 3)
+    before = soft_model.read_bytes()
+    result = command(soft_model if model == "soft" else model, tmp_path / data)
+    assert result.exit_code == 1
+    assert re.search(message, result.stderr), result.output
+    assert soft_model.read_bytes() == before

@@ -1,0 +1,236 @@
+"""The extrapolation grade: symmetries, low inside and high outside the data, and on disk."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import molecule
+from safetensors.torch import load_file, save_file
+from scipy.spatial.transform import Rotation
+from torch import Tensor
+
+from mlpot.errors import InputError, ModelFileError
+from mlpot.graph import Graph, batch
+from mlpot.models import checkpoint
+from mlpot.models.checkpoint import load, load_extrapolation, save
+from mlpot.models.extrapolation import Extrapolation, fit, grade, last_hidden
+from mlpot.models.potential import Potential
+from mlpot.neighbors import build_graph
+from tests.helpers import ethanol, random_potential, save_random_model
+
+Labelled = tuple[Graph, Tensor]
+
+
+def thermal(atoms: Atoms, frames: int, seed: int, width: float = 0.04) -> list[Atoms]:
+    """Gaussian displacements (Å), about those of 300 K."""
+    rng, made = np.random.default_rng(seed), []
+    for _ in range(frames):
+        moved = atoms.copy()
+        moved.positions += width * rng.standard_normal(moved.positions.shape)
+        made.append(moved)
+    return made
+
+
+def labelled(model: Potential, frames: list[Atoms], seed: int = 0) -> list[Labelled]:
+    """Batches whose labels are a model's own forces and an error that grows with distortion."""
+    rng = torch.Generator().manual_seed(seed)
+    batches = []
+    for start in range(0, len(frames), 20):
+        graphs = [build_graph(a.numbers, a.positions, 5.0) for a in frames[start : start + 20]]
+        forces = model(batch(graphs)).forces
+        noise = 0.02 * (1 + forces.norm(dim=1, keepdim=True))
+        batches.append((batch(graphs), forces + noise * torch.randn(forces.shape, generator=rng)))
+    return batches
+
+
+@pytest.fixture(scope="module")
+def model() -> Potential:
+    return random_potential(seed=3)
+
+
+@pytest.fixture(scope="module")
+def fitted(model: Potential) -> Extrapolation:
+    atoms = ethanol()
+    training = labelled(model, thermal(atoms, 200, seed=1))
+    return fit(model, training, labelled(model, thermal(atoms, 100, seed=2)))
+
+
+def grades(model: Potential, fitted: Extrapolation, atoms: Atoms) -> np.ndarray:
+    dtype = model.scale.dtype
+    graph = build_graph(atoms.numbers, atoms.positions, model.cutoff, dtype=dtype)
+    return grade(model, fitted, graph).numpy()
+
+
+def test_invariant_to_rotation_translation_and_permutation(fitted: Extrapolation) -> None:
+    model, exact = random_potential(seed=3).double(), Extrapolation(fitted.info)
+    exact.load_state_dict(fitted.state_dict())
+    exact = exact.double()
+    atoms = thermal(ethanol(), 1, seed=9)[0]
+    before = grades(model, exact, atoms)
+    moved = atoms.copy()
+    turn = Rotation.from_rotvec([0.3, -1.1, 2.0]).as_matrix()
+    moved.positions = moved.positions @ turn.T + [5.0, -3.0, 11.0]
+    assert grades(model, exact, moved) == pytest.approx(before, rel=1e-8)
+    order = np.random.default_rng(0).permutation(len(atoms))
+    assert grades(model, exact, atoms[order]) == pytest.approx(before[order], rel=1e-8)
+
+
+def test_a_batch_is_graded_as_its_structures_are(model: Potential, fitted: Extrapolation) -> None:
+    frames = [*thermal(ethanol(), 3, seed=5), molecule("H2O"), molecule("CH4")]
+    joined = batch([build_graph(a.numbers, a.positions, model.cutoff) for a in frames])
+    apart = np.concatenate([grades(model, fitted, a) for a in frames])
+    assert grade(model, fitted, joined).numpy() == pytest.approx(apart, rel=1e-3)
+
+
+def test_one_in_a_hundred_frames_like_the_training_set_is_above_the_line(
+    model: Potential, fitted: Extrapolation
+) -> None:
+    fresh = thermal(ethanol(), 400, seed=11)
+    worst = np.array([grades(model, fitted, a).max() for a in fresh])
+    assert (worst > 1).mean() < 0.04
+    assert np.median(worst) > 0.3  # the line is not far above what is usual, either
+    assert fitted.info.frames == 200 and fitted.info.held_back == 100
+
+
+def test_it_grows_while_a_bond_is_stretched(model: Potential, fitted: Extrapolation) -> None:
+    """C-C of ethanol, carbons and their hydrogens moved apart. Normalised features are bounded, so
+    it does not grow for ever, but it stays high."""
+    atoms, found = ethanol(), []
+    near = atoms.get_distances(0, range(len(atoms))) < atoms.get_distances(1, range(len(atoms)))
+    axis = (atoms.positions[0] - atoms.positions[1]) / atoms.get_distance(0, 1)
+    for stretch in (0.0, 0.15, 0.3, 0.45, 0.6, 0.9, 1.5, 3.0):
+        moved = atoms.copy()
+        moved.positions[near] += stretch * axis
+        found.append(grades(model, fitted, moved).max())
+    assert all(b > a for a, b in zip(found[:5], found[1:5], strict=False)), found
+    assert found[0] < 1 and min(found[4:]) > 1.5, found
+
+
+@pytest.mark.parametrize("name", ["C6H6", "H2O2", "CH3CONH2"])
+def test_other_molecules_are_outside(model: Potential, fitted: Extrapolation, name: str) -> None:
+    assert grades(model, fitted, molecule(name)).max() > 2
+
+
+def test_unknown_elements_and_nan_are_infinitely_far(
+    model: Potential, fitted: Extrapolation
+) -> None:
+    found = grades(model, fitted, molecule("CH3NO2"))  # N is covered, but was in no frame
+    assert np.isinf(found[molecule("CH3NO2").numbers == 7]).all()
+    hidden = torch.full((2, fitted.info.width), torch.nan)
+    assert torch.isinf(fitted(hidden, torch.tensor([1, 6]))).all()
+
+
+def test_the_distance_is_that_of_mahalanobis(model: Potential) -> None:
+    """Against numpy, with the covariance of all elements mixed into that of each."""
+    batches = labelled(model, thermal(ethanol(), 300, seed=1))
+    fitted = fit(model, batches, batches)
+    with last_hidden(model) as caught:
+        for graph, _ in batches:
+            model(graph)
+    hidden, numbers = torch.cat(caught), torch.cat([g.numbers for g, _ in batches])
+    x, z, kinds = hidden.double().numpy(), numbers.numpy(), (1, 6, 8)
+    apart = np.concatenate([x[z == k] - x[z == k].mean(0) for k in kinds])
+    shared = apart.T @ apart / (len(apart) - len(kinds))
+    for row, k in enumerate(kinds):
+        found = fitted.distance(hidden[numbers == k], torch.full((int((z == k).sum()),), row))
+        y = x[z == k] - x[z == k].mean(0)
+        inverse = np.linalg.inv(0.95 * np.cov(x[z == k].T) + 0.05 * shared)
+        expected = np.sqrt(np.einsum("ni,ij,nj->n", y, inverse, y) / y.shape[1])
+        assert found.numpy() == pytest.approx(expected, rel=0.02)
+
+
+def test_grades_do_not_change_the_model(model: Potential, fitted: Extrapolation) -> None:
+    graph = build_graph(ethanol().numbers, ethanol().positions, model.cutoff)
+    before = model(graph)
+    grade(model, fitted, graph)
+    after = model(graph)
+    assert torch.equal(before.forces, after.forces)
+    assert not model.head.result._forward_pre_hooks  # type: ignore[union-attr, operator]
+    assert "extrapolation" not in "".join(model.state_dict())
+
+
+def test_too_little_to_learn_from(model: Potential) -> None:
+    one = labelled(model, thermal(molecule("H2O"), 1, seed=0))
+    with pytest.raises(InputError, match="no training frames"):
+        fit(model, [], one)
+    with pytest.raises(InputError, match="no frame was held back"):
+        fit(model, labelled(model, thermal(ethanol(), 5, seed=0)), [])
+    hydrogen = labelled(model, [Atoms("H", [[0, 0, 0]])])
+    with pytest.raises(InputError, match="fit the statistics of the guard to more frames"):
+        fit(model, hydrogen, one)
+
+
+# --- on disk -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A model file with statistics."""
+    path = save_random_model(tmp_path / "m.safetensors", seed=3)
+    model, info = load(path)
+    assert isinstance(model, Potential)
+    training = labelled(model, thermal(ethanol(), 40, seed=1))
+    save(model, info, path, fit(model, training, labelled(model, thermal(ethanol(), 20, seed=2))))
+    return path
+
+
+def test_statistics_survive_a_file(saved: Path, tmp_path: Path) -> None:
+    model, info = load(saved)
+    assert isinstance(model, Potential) and info.extrapolation is not None
+    assert info.extrapolation.elements == [1, 6, 8] and info.extrapolation.unit > 0
+    read = load_extrapolation(saved)
+    assert read.info == info.extrapolation
+    other = tmp_path / "other.safetensors"
+    assert save(model, info, other, read) == info
+    assert other.read_bytes() == saved.read_bytes()
+    again = load_extrapolation(other)
+    expected = grades(model, read, ethanol())
+    assert np.array_equal(grades(model, again, ethanol()), expected) and (expected > 0).all()
+
+
+def test_statistics_are_small_beside_the_weights(saved: Path) -> None:
+    size = sum(t.nbytes for k, t in load_file(saved).items() if k.startswith("extrapolation."))
+    assert size < 3 * 2500  # 2 kB an element at the usual width
+
+
+def test_a_model_saved_without_statistics_says_so(saved: Path) -> None:
+    model, info = load(saved)
+    stored = save(model, info, saved)  # as a fine-tuned model, which must not keep those of another
+    assert stored.extrapolation is None
+    assert not [k for k in load_file(saved) if k.startswith("extrapolation.")]
+    with pytest.raises(ModelFileError, match="no statistics of its training set.*mlpot guard"):
+        load_extrapolation(saved)
+
+
+def test_files_of_format_1_still_load(saved: Path) -> None:
+    """Before there were statistics, and with a hash over what was there then."""
+    tensors = {k: v for k, v in load_file(saved).items() if not k.startswith("extrapolation.")}
+    description = json.loads(load(saved)[1].model_dump_json())
+    for later in ("extrapolation", "prior"):
+        description.pop(later)
+    description["format"] = 1
+    description["sha256"] = checkpoint._hash(tensors, description)
+    save_file(tensors, saved, metadata={"mlpot": json.dumps(description)})
+    model, info = load(saved)
+    assert isinstance(model, Potential) and info.format == 1 and info.extrapolation is None
+    with pytest.raises(ModelFileError, match="mlpot guard"):
+        load_extrapolation(saved)
+
+
+def test_statistics_that_were_altered_or_do_not_fit(saved: Path) -> None:
+    content = saved.read_bytes()
+    saved.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ModelFileError, match="damaged"):
+        load_extrapolation(saved)
+    saved.write_bytes(content)
+    tensors = load_file(saved)
+    description = json.loads(load(saved)[1].model_dump_json())
+    description["extrapolation"]["elements"] = [1, 6]
+    description["sha256"] = checkpoint._hash(tensors, description)
+    save_file(tensors, saved, metadata={"mlpot": json.dumps(description)})
+    load(saved)  # the model itself is whole
+    with pytest.raises(ModelFileError, match="does not fit its own description"):
+        load_extrapolation(saved)
