@@ -12,6 +12,7 @@ from mlpot.cli.export import export
 from mlpot.cli.guard import guard
 from mlpot.cli.md import md
 from mlpot.cli.models import models
+from mlpot.cli.report import report
 from mlpot.cli.stability import stability
 from mlpot.cli.train import finetune, pretrain
 
@@ -60,3 +61,4 @@ app.command("conformers")(conformers)
 app.command("label")(label)
 app.command("stability")(stability)
 app.command("guard")(guard)
+app.command("report")(report)
