@@ -37,6 +37,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "calculator": _USER,
     "md": (*_USER, "calculator"),
     "analysis": (*_USER, "md", "data", "models.checkpoint", "models.potential"),
+    "active": (*_USER, "md", "data", "train", "models"),
     "testing": (*_BASE, "models", "deploy"),
     "cli": ("*",),
     "plugins": (

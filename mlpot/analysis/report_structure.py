@@ -92,7 +92,7 @@ def _panel(title: str, x: str, shown: Named, tones: Sequence[int | None], of: An
 def _hr(one: Distributions) -> Curve:
     last = int(np.flatnonzero(one.hr)[-1]) + 2 if one.hr.any() else len(one.hr)
     hr = one.hr[:last]
-    return (np.arange(len(hr)) + 0.5) * BIN, hr
+    return (np.arange(len(hr), dtype=np.float64) + 0.5) * BIN, hr
 
 
 def _lengths(one: Distributions) -> Curve:

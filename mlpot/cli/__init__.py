@@ -12,6 +12,7 @@ from mlpot.cli.export import export
 from mlpot.cli.guard import guard
 from mlpot.cli.md import md
 from mlpot.cli.models import models
+from mlpot.cli.refine import refine
 from mlpot.cli.report import report
 from mlpot.cli.stability import stability
 from mlpot.cli.train import finetune, pretrain
@@ -62,3 +63,4 @@ app.command("label")(label)
 app.command("stability")(stability)
 app.command("guard")(guard)
 app.command("report")(report)
+app.command("refine")(refine)
