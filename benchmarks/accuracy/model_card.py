@@ -181,7 +181,10 @@ def training(
 
 @app.command()
 def install(
-    model: str, summary: str, name: str = "pretrained-visnet", card: str = "pretrained-visnet.md"
+    model: str,
+    summary: str = typer.Option(..., help="One line for `mlpot models`."),
+    name: str = "pretrained-visnet",
+    card: str = "pretrained-visnet.md",
 ) -> None:
     """Put a model file into the zoo under a name, with its hash in the registry."""
     zoo = ROOT / "mlpot" / "zoo"
