@@ -21,6 +21,8 @@ PUBLISHED = {
     "BOLTZMANN": 8.617333262e-5,
     # 1 eV = 1.602176634e-19 J, 1 amu = 1.66053906660e-27 kg, 1 Å/fs = 1e5 m/s
     "ACCELERATION": 1.602176634e-19 / 1.66053906660e-27 / 1e10,
+    # 8.9875517923e9 N m²/C² times the elementary charge
+    "COULOMB": 8.9875517923e9 * 1.602176634e-19 * 1e10,
     "NM_TO_ANGSTROM": 10.0,
     "ANGSTROM_TO_NM": 0.1,
 }
@@ -44,6 +46,7 @@ def test_every_constant_is_tested() -> None:
         ("KJ_PER_MOL_TO_EV", ase.units.kJ / ase.units.mol / ase.units.eV),
         ("BOLTZMANN", ase.units.kB),
         ("NM_TO_ANGSTROM", ase.units.nm),
+        ("COULOMB", ase.units.Hartree * ase.units.Bohr),
         ("ACCELERATION", ase.units.fs**2),  # ASE's time is the one with acceleration = force/mass
     ],
 )
