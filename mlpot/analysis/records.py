@@ -148,8 +148,8 @@ class Folder:
         return self.path / "molecules" / f"{molecule}.pdb"
 
 
-def records_of(path: Path) -> Iterator[Json]:
-    """Records of a file; what a kill has left of a last line is passed over.
+def _entries(path: Path) -> Iterator[Json]:
+    """Lines of a file; what a kill has left of a last one is passed over.
 
     Not through `Store`, which would lock the file: one may look at a suite that is running.
     """
@@ -159,7 +159,13 @@ def records_of(path: Path) -> Iterator[Json]:
                 entry = json.loads(line)
             except ValueError:
                 continue
-            yield from entry.get("result", {}).get("records", [])
+            yield entry
+
+
+def records_of(path: Path) -> Iterator[Json]:
+    """Records of a file."""
+    for entry in _entries(path):
+        yield from entry.get("result", {}).get("records", [])
 
 
 def failures_of(path: Path) -> dict[str, str]:
@@ -167,16 +173,11 @@ def failures_of(path: Path) -> dict[str, str]:
     failed: dict[str, str] = {}
     if not path.is_file():
         return failed
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            if "failed" in entry:
-                failed[entry["key"]] = entry["failed"]
-            else:
-                failed.pop(entry.get("key"), None)
+    for entry in _entries(path):
+        if "failed" in entry:
+            failed[entry["key"]] = entry["failed"]
+        else:
+            failed.pop(entry.get("key", ""), None)
     return failed
 
 

@@ -1,18 +1,17 @@
 """mlpot conformers and mlpot label: training sets of your own chemistry."""
 
-import ast
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlpot.cli.common import EnergyKey, ForcesKey, Units, aside, console, counted, read_data, say
+from mlpot.cli.common import EnergyKey, ForcesKey, Units, aside, counted, read_data, say
+from mlpot.cli.jobs import labeller_of, progress_bar
 
 if TYPE_CHECKING:
-    from mlpot.data.labellers import Labeller
+    pass
 
 HOW, RUNNING = "How it is computed", "Where it runs"
 
@@ -136,11 +135,11 @@ def conformers(
         seed=seed,
         keep_broken=keep_broken,
     )
-    labeller = None if sampler == "mmff" else _labeller(sampler, option, "")
+    labeller = None if sampler == "mmff" else labeller_of(sampler, option, "")
     molecules = [word for source in smiles for word in read_smiles(source)]
     place = store or _store(out)
     where: dict[str, Any] = {"workers": workers, "scheduler": scheduler, "retry": retry}
-    with _bar("sampling", quiet, place) as bar:
+    with progress_bar("sampling", quiet, place) as bar:
         sampled = run(molecules, labeller, sampling, place, subset=subset, **where, **bar)
     _failures(sampled.failed, len(sampled.records), "molecule", place)
     write_labelled(out, sampled.records, {"sampling_temperature": sampled.temperatures})
@@ -176,12 +175,12 @@ def label(
     from mlpot.data.formats.labelled import check_writable, write_labelled
     from mlpot.data.label import label as run
 
-    how = _labeller(labeller, option, level)
+    how = labeller_of(labeller, option, level)
     records = read_data(data, energy_key=energy_key, forces_key=forces_key, units=units)
     check_writable(out, records)
     place = store or _store(out)
     where: dict[str, Any] = {"workers": workers, "scheduler": scheduler, "retry": retry}
-    with _bar("labelling", quiet, place) as bar:
+    with progress_bar("labelling", quiet, place) as bar:
         labelled = run(records, how, place, **where, **bar)
     failed = {f"frame {i}": reason for i, reason in labelled.failed.items()}
     _failures(failed, len(labelled.records), "frame", place)
@@ -209,74 +208,6 @@ def _temperatures(text: str) -> tuple[float, ...]:
         raise InputError(
             f"temperatures must be numbers with commas between them, as 300,600; got {text!r}"
         ) from None
-
-
-def _labeller(name: str, option: Sequence[str] | None, level: str) -> "Labeller":
-    """A known labeller, an import path, or an mlpot model."""
-    from mlpot.data.labellers import LABELLERS
-    from mlpot.data.labellers import labeller as make
-    from mlpot.errors import UnknownModelError
-    from mlpot.zoo import resolve
-
-    options = _options(option)
-    if name in LABELLERS or (":" in name and not Path(name).exists()):
-        return make(name, options, level)
-    try:
-        path = resolve(name)
-    except UnknownModelError as error:
-        raise UnknownModelError(
-            f"{error}. Other calculators: {', '.join(LABELLERS)}, or an import path module:callable"
-        ) from error
-    options = {"model": str(path), **options}
-    return make("mlpot.calculator:MLPotCalculator", options, level or f"mlpot {path.stem}")
-
-
-def _options(given: Sequence[str] | None) -> dict[str, Any]:
-    """KEY=VALUE as Python values where they are, such as numbers; else as text."""
-    from mlpot.errors import InputError
-
-    options = {}
-    for item in given or ():
-        key, equals, value = item.partition("=")
-        if not (equals and key.isidentifier()):
-            raise InputError(f"an option must be KEY=VALUE, got {item!r}")
-        try:
-            options[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            options[key] = value
-    return options
-
-
-@contextmanager
-def _bar(what: str, quiet: bool, store: Path) -> Iterator[dict[str, Any]]:
-    """A progress bar with the number of failures in it; Ctrl-C is no error."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Left
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Left())
-    screen = console()
-    # in a log file a bar would leave empty lines
-    hidden = quiet or not screen.is_terminal
-    with Progress(*columns, console=screen, disable=hidden, transient=True) as progress:
-        task = progress.add_task(what, total=None)
-        failures = 0
-
-        def start(total: int, known: int) -> None:
-            progress.update(task, total=total, completed=known)
-
-        def advance(good: bool) -> None:
-            nonlocal failures
-            failures += not good
-            progress.update(
-                task, advance=1, description=f"{what}, {failures} failed" if failures else what
-            )
-
-        try:
-            yield {"on_start": start, "on_result": advance}
-        except KeyboardInterrupt:
-            progress.stop()
-            aside(f"interrupted; what is done is kept in {store}. Give the same command to go on")
-            raise typer.Exit(130) from None
 
 
 def _failures(failed: Mapping[str, str], good: int, noun: str, store: Path) -> None:

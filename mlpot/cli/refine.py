@@ -23,10 +23,9 @@ from mlpot.cli.data import (
     Scheduler,
     With,
     Workers,
-    _bar,
-    _labeller,
     _temperatures,
 )
+from mlpot.cli.jobs import labeller_of, progress_bar
 from mlpot.cli.md import Engine, Input, NoPbc, Threads, _read
 from mlpot.cli.train import Config, Quiet, Rate, Steps, _recipe
 
@@ -142,7 +141,7 @@ def refine(
     # a fifth held back: the line of the guard is as good as the frames that set it
     parts = {} if config else {"validation": 0.2, "test": 0.0}
     recipe = _recipe(FinetuneConfig, config, out.name, parts, steps, learning_rate)
-    method = _labeller(labeller, option, level)
+    method = labeller_of(labeller, option, level)
     records = read_data(data, energy_key=energy_key, forces_key=forces_key) if data else []
     system = _read(structure, not no_pbc, seed)
     where = {"data": records, "workers": workers, "scheduler": scheduler, "retry": retry}
@@ -175,7 +174,7 @@ def _run(
             progress=not quiet,
             report=aside,
             console=console(),
-            watching=lambda what, store: _bar(what, quiet, store),
+            watching=lambda what, store: progress_bar(what, quiet, store),
             **where,
         )
     except KeyboardInterrupt:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlpot.cli.common import aside, console, counted, read_data, say
-from mlpot.cli.data import _bar, _options
+from mlpot.cli.jobs import parse_options, progress_bar
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -139,20 +139,22 @@ def stability(
     if not analyze:
         from mlpot.analysis.stability import run
 
-        tested = make(model, _options(option), engine, dtype)
+        tested = make(model, parse_options(option), engine, dtype)
         content = _content(mode.value, molecule, reference, reference_temperature, data)
         count = _workers() if workers is None else workers
         place: dict[str, Any] = {"workers": count, "scheduler": scheduler, "retry": retry}
         say(f"{tested.name}, mode {content.mode}; results in {folder}")
-        with _bar("simulating", quiet, folder) as bar:
+        with progress_bar("simulating", quiet, folder) as bar:
             run(tested, content, folder, report=aside, **place, **bar)
     show(sum_up(folder))
     say(f"all numbers: {folder / 'summary.json'}; frames: {folder / 'trajectories'}")
 
 
 def _safe(model: str) -> str:
-    name = Path(model).stem if Path(model).exists() else model
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
+    path = Path(model)
+    if path.exists():  # training runs call every model by the same name; their folders differ
+        model = path.resolve().parent.name if path.stem == "model" else path.stem
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in model)
 
 
 def _workers() -> int:

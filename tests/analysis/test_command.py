@@ -150,3 +150,19 @@ def test_goals_count_only_what_is_long_enough() -> None:
 @pytest.mark.parametrize(("name", "label"), [("a:B", "a-B"), ("pretrained-visnet",) * 2])
 def test_results_have_names_of_files(name: str, label: str) -> None:
     assert label_of(name, None) == label
+
+
+def test_results_of_training_runs_do_not_share_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every run calls its model model.safetensors."""
+    from mlpot.cli.stability import _safe
+
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").touch()
+    monkeypatch.chdir(tmp_path / "one")
+    assert _safe("model.safetensors") == "one"
+    assert _safe("../two/model.safetensors") == _safe(str(tmp_path / "two")) == "two"
+    assert _safe("pretrained-visnet") == "pretrained-visnet"
+    assert _safe("a.b:C") == "a.b-C"

@@ -1,0 +1,82 @@
+"""What the verbs that run many jobs share: who computes, options, a progress bar."""
+
+import ast
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from mlpot.cli.common import aside, console
+
+if TYPE_CHECKING:
+    from mlpot.data.labellers import Labeller
+
+
+def labeller_of(name: str, option: Sequence[str] | None, level: str) -> "Labeller":
+    """A known labeller, an import path, or an mlpot model."""
+    from mlpot.data.labellers import LABELLERS
+    from mlpot.data.labellers import labeller as make
+    from mlpot.errors import UnknownModelError
+    from mlpot.zoo import resolve
+
+    options = parse_options(option)
+    if name in LABELLERS or (":" in name and not Path(name).exists()):
+        return make(name, options, level)
+    try:
+        path = resolve(name)
+    except UnknownModelError as error:
+        raise UnknownModelError(
+            f"{error}. Other calculators: {', '.join(LABELLERS)}, or an import path module:callable"
+        ) from error
+    options = {"model": str(path), **options}
+    return make("mlpot.calculator:MLPotCalculator", options, level or f"mlpot {path.stem}")
+
+
+def parse_options(given: Sequence[str] | None) -> dict[str, Any]:
+    """KEY=VALUE as Python values where they are, such as numbers; else as text."""
+    from mlpot.errors import InputError
+
+    options = {}
+    for item in given or ():
+        key, equals, value = item.partition("=")
+        if not (equals and key.isidentifier()):
+            raise InputError(f"an option must be KEY=VALUE, got {item!r}")
+        try:
+            options[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[key] = value
+    return options
+
+
+@contextmanager
+def progress_bar(what: str, quiet: bool, store: Path) -> Iterator[dict[str, Any]]:
+    """A progress bar with the number of failures in it; Ctrl-C is no error."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Left
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Left())
+    screen = console()
+    # in a log file a bar would leave empty lines
+    hidden = quiet or not screen.is_terminal
+    with Progress(*columns, console=screen, disable=hidden, transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        failures = 0
+
+        def start(total: int, known: int) -> None:
+            progress.update(task, total=total, completed=known)
+
+        def advance(good: bool) -> None:
+            nonlocal failures
+            failures += not good
+            progress.update(
+                task, advance=1, description=f"{what}, {failures} failed" if failures else what
+            )
+
+        try:
+            yield {"on_start": start, "on_result": advance}
+        except KeyboardInterrupt:
+            progress.stop()
+            aside(f"interrupted; what is done is kept in {store}. Give the same command to go on")
+            raise typer.Exit(130) from None
