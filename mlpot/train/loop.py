@@ -17,12 +17,13 @@ import torch
 from lightning.pytorch.callbacks import (
     Callback,
     EarlyStopping,
-    EMAWeightAveraging,
     LearningRateMonitor,
     TQDMProgressBar,
+    WeightAveraging,
 )
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mlpot.data.loader import GraphLoader, LabelledGraph
 from mlpot.errors import CompileError, InputError, MLPotError
@@ -308,7 +309,7 @@ def _trainer(loop: LoopConfig, device: str, out: Path, keep: KeepBest, progress:
 def _callbacks(loop: LoopConfig, keep: KeepBest, out: Path, progress: bool) -> list[Callback]:
     callbacks: list[Callback] = [
         keep,
-        EMAWeightAveraging(decay=loop.ema, use_buffers=False),
+        WeightAveraging(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(loop.ema)),
         LearningRateMonitor("step"),
     ]
     if progress:

@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from torch.optim import AdamW, Muon
@@ -16,7 +17,7 @@ from tests.helpers import random_potential
 def gradients(model: nn.Module, step: int) -> None:
     rng = torch.Generator().manual_seed(step)
     for p in model.parameters():
-        p.grad = torch.randn(p.shape, generator=rng)
+        p.grad = torch.randn(p.shape, generator=rng, dtype=torch.float32).to(p.dtype)
 
 
 def run(model: nn.Module, optimizer: Any, steps: range) -> list[torch.Tensor]:
@@ -26,7 +27,8 @@ def run(model: nn.Module, optimizer: Any, steps: range) -> list[torch.Tensor]:
     return [p.detach().clone() for p in model.parameters()]
 
 
-def test_matrices_are_muons_and_the_rest_is_adamws() -> None:
+def test_matrices_are_muons_and_the_rest_is_adamws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)  # what torch's iterates in
     model, twin = random_potential(), random_potential()
     got = run(model, make_optimizer(model, "muon", 1e-3, 0.01), range(3))
 
@@ -42,7 +44,19 @@ def test_matrices_are_muons_and_the_rest_is_adamws() -> None:
         gradients(twin, step)
         muon.step()
         adam.step()
-    assert all(torch.equal(a, b) for a, b in zip(got, twin.parameters(), strict=True))
+    for (name, expected), p in zip(twin.named_parameters(), got, strict=True):
+        assert torch.allclose(p, expected, rtol=0, atol=1e-6 if name in told else 0), name
+
+
+def test_steps_are_orthogonal_whatever_the_shape() -> None:
+    model = nn.Sequential(nn.Linear(8, 20), nn.Linear(8, 20), nn.Linear(20, 8)).double()
+    before = [p.detach().clone() for p in model.parameters()]
+    gradients(model, 0)
+    make_optimizer(model, "muon", 1e-3, 0.0).step()
+    for old, new in zip(before, model.parameters(), strict=True):
+        if old.ndim == 2:
+            values = torch.linalg.svdvals((old - new) / (1e-3 * 0.2 * 20**0.5))
+            assert values.min() > 0.6 and values.max() < 1.3  # what five iterations give
 
 
 def test_a_checkpoint_goes_on_exactly() -> None:
