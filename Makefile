@@ -27,7 +27,7 @@ demo: $(VENV)/.stamp-chem
 	$(DEMO)
 
 test: $(VENV)/.stamp-test
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.stamp-test
 	$(BIN)/ruff check .

@@ -23,7 +23,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Compiled models of a user neither make tests pass nor are touched by them."""
-    os.environ["MLPOT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    base = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):  # its workers share what any of them compiled
+        base = base.parent
+    os.environ["MLPOT_CACHE"] = str(base / "compiled")
 
 
 @pytest.fixture(autouse=True)

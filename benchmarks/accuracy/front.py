@@ -1,23 +1,32 @@
-"""Accuracy against time: which depth, width, cutoff and heads are worth their cost.
+"""Accuracy against time: which depth, width, cutoff and order are worth their cost.
 
-    python benchmarks/accuracy/front.py run --minutes 6      # one run after the other; resumable
+    python benchmarks/accuracy/front.py run --minutes 20     # side by side, a core each; resumable
+    python benchmarks/accuracy/front.py time                 # a step of MD, on a quiet machine
     python benchmarks/accuracy/front.py show
 
 Every model is trained from nothing for the same wall time on the same molecules, with a schedule
 that ends there; errors are those of the molecules held out for validation.
 """
 
+import fcntl
 import json
 import shutil
+import statistics
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import typer
+from ase import Atoms
+from ase.io import read as read_atoms
 from model_card import DATA, ROOT, TRAINED_ON  # this folder is where the script runs
 
+from mlpot import MLPotCalculator
 from mlpot.data.formats import read_all
 from mlpot.data.record import Record
 from mlpot.data.splits import split_held_out
@@ -27,13 +36,17 @@ from mlpot.train.finetune import FinetuneConfig, FinetuneLoop, finetune
 
 HELD_OUT = ROOT / "mlpot" / "zoo" / "recipes" / "held_out.json"
 RESULTS = Path(__file__).parent / "results" / "front.json"
+SYSTEMS = ROOT / "benchmarks" / "speed" / "systems"
+RUNS = ROOT / "runs" / "front"
 MODELS: dict[str, dict[str, Any]] = {
-    "3x64, 8 heads, 5 Å": {"layers": 3, "channels": 64, "heads": 8},
-    "3x64, 5 Å": {"layers": 3, "channels": 64, "heads": 64},
-    "4x64, 5 Å": {"layers": 4, "channels": 64, "heads": 64},
-    "3x96, 5 Å": {"layers": 3, "channels": 96, "heads": 96},
     "4x64, 4 Å": {"layers": 4, "channels": 64, "heads": 64, "cutoff": 4.0},
     "4x96, 4 Å": {"layers": 4, "channels": 96, "heads": 96, "cutoff": 4.0},
+    "4x64, 5 Å": {"layers": 4, "channels": 64, "heads": 64, "cutoff": 5.0},
+    "4x64, 4 Å, lmax 2": {"layers": 4, "channels": 64, "heads": 64, "cutoff": 4.0, "lmax": 2},
+    "6x64, 4 Å": {"layers": 6, "channels": 64, "heads": 64, "cutoff": 4.0},
+    "3x64, 4 Å": {"layers": 3, "channels": 64, "heads": 64, "cutoff": 4.0},
+    "3x48, 4 Å": {"layers": 3, "channels": 48, "heads": 48, "cutoff": 4.0},
+    "3x64, 5 Å": {"layers": 3, "channels": 64, "heads": 64, "cutoff": 5.0},
 }
 app = typer.Typer(add_completion=False)
 
@@ -47,7 +60,7 @@ def frames(train: int, held: int) -> list[Record]:
     return [records[i] for part, count in parts for i in rng.permutation(part)[:count]]
 
 
-def recipe(name: str, steps: int, threads: int) -> FinetuneConfig:
+def recipe(name: str, steps: int) -> FinetuneConfig:
     return FinetuneConfig(
         name=name,
         held_out=str(HELD_OUT),
@@ -56,63 +69,108 @@ def recipe(name: str, steps: int, threads: int) -> FinetuneConfig:
         loop=FinetuneLoop(
             steps=steps,
             batch_atoms=384,
+            optimizer="muon",
             learning_rate=2e-3,
             warmup=min(200, steps // 5),
             ema=0.995,
             validate_every=steps,
-            threads=threads,
+            threads=1,
             compile="yes",
         ),
     )
 
 
-def trained(
-    name: str, records: list[Record], held: int, minutes: float, threads: int
-) -> dict[str, Any]:
-    """One model after so many minutes of training."""
-    out = ROOT / ".state" / "front" / "".join(c if c.isalnum() else "_" for c in name)
+@app.command()
+def one(name: str, minutes: float, train: int = 60_000, held: int = 1500) -> None:
+    """Train one model for so many minutes of one core."""
+    records = frames(train, held)
+    out = RUNS / "".join(c if c.isalnum() else "_" for c in name)
     few = [*records[:1000], *records[-2 * held :: 50]]
     seconds = []
     for steps in (10, 10, 110):  # the first compiles
         shutil.rmtree(out, ignore_errors=True)
         begin = time.perf_counter()
-        finetune(few, recipe(name, steps, threads), out, progress=False)
+        finetune(few, recipe(name, steps), out, progress=False)
         seconds.append(time.perf_counter() - begin)
     steps = max(200, round(60 * minutes / ((seconds[2] - seconds[1]) / 100)))
     shutil.rmtree(out, ignore_errors=True)
     begin = time.perf_counter()
-    finetune(records, recipe(name, steps, threads), out, progress=False)
+    finetune(records, recipe(name, steps), out, progress=False)
     model, info = load_potential(out / "model.safetensors")
-    return {
+    row = {
         "model": MODELS[name],
         "parameters": sum(p.numel() for p in model.parameters()),
         "steps": steps,
         "minutes": (time.perf_counter() - begin) / 60,
         "meV": {k: 1e3 * v for k, v in info.provenance["validation"].items() if k != "loss"},
     }
+    keep(name, row)
+    print(name, row["meV"], flush=True)
+
+
+def keep(name: str, row: dict[str, Any]) -> None:
+    """Add to the results; several processes may do so."""
+    RUNS.mkdir(parents=True, exist_ok=True)
+    with open(RUNS / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = known()
+        done[name] = {**done.get(name, {}), **row}
+        text = json.dumps({k: done[k] for k in MODELS if k in done}, indent=1, ensure_ascii=False)
+        RESULTS.write_text(text + "\n")
+
+
+def known() -> dict[str, Any]:
+    """Results so far."""
+    return json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
 
 
 @app.command()
-def run(minutes: float = 6.0, train: int = 60_000, held: int = 1500, threads: int = 2) -> None:
-    """Train what is not in the results yet."""
-    done = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    records = frames(train, held)
-    for name in MODELS:
-        if name in done:
-            continue
-        torch.manual_seed(0)
-        done[name] = trained(name, records, held, minutes, threads)
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(done, indent=1, ensure_ascii=False) + "\n")
-        print(name, done[name]["meV"], flush=True)
+def run(minutes: float = 20.0, jobs: int = 4, models: str = "") -> None:
+    """Train what is not in the results yet, each on a core of its own."""
+    wanted = [m.strip() for m in models.split(";")] if models else list(MODELS)
+    left = [name for name in wanted if "meV" not in known().get(name, {})]
+
+    def process(name: str) -> None:
+        subprocess.run([sys.executable, __file__, "one", name, str(minutes)], check=True)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(process, left))
+
+
+@app.command("time")
+def time_step(threads: int = 2, calls: int = 300) -> None:
+    """Milliseconds for energy and forces of aspirin and of a 140-atom peptide, compiled."""
+    for name in known():
+        out = RUNS / "".join(c if c.isalnum() else "_" for c in name)
+        row = {}
+        for system in ("aspirin", "peptide"):
+            atoms = read_atoms(SYSTEMS / f"{system}.xyz")
+            atoms.calc = MLPotCalculator(out / "model.safetensors", threads=threads)
+            row[system] = statistics.median(evaluations(atoms, calls))
+        keep(name, {"ms": row})
+        print(name, row, flush=True)
+
+
+def evaluations(atoms: Atoms, calls: int) -> Iterator[float]:
+    """Milliseconds a call, each with positions of its own."""
+    rng, start = np.random.default_rng(0), atoms.positions.copy()
+    for call in range(calls + 20):
+        atoms.positions = start + rng.normal(scale=0.01, size=start.shape)
+        begin = time.perf_counter()
+        atoms.get_forces()
+        if call >= 20:
+            yield 1e3 * (time.perf_counter() - begin)
 
 
 @app.command()
 def show() -> None:
     """Print the table."""
-    for name, row in json.loads(RESULTS.read_text()).items():
+    for name, row in known().items():
         e, f = row["meV"]["energy_mae"], row["meV"]["force_mae"]
-        print(f"{name:24} {row['parameters']:8,} {row['steps']:6,} steps  E {e:.2f}  F {f:.1f}")
+        ms = "  ".join(f"{k} {v:.2f} ms" for k, v in row.get("ms", {}).items())
+        print(
+            f"{name:20} {row['parameters']:8,} {row['steps']:6,} steps  E {e:.2f}  F {f:.1f}  {ms}"
+        )
 
 
 if __name__ == "__main__":

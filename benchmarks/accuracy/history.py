@@ -1,4 +1,4 @@
-"""The folder of a training run as numbers: its validation errors against steps and hours.
+"""The folders of training runs as numbers: validation errors against steps and hours.
 
 Hours come from the TensorBoard log, the only one that knows the time. A run that was cut off and
 went on has several logs; time between them does not count.
@@ -8,7 +8,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from experiment import table  # this folder is where the script runs
+
 from mlpot.errors import DataError
+
+LABELLED = "energies and forces"  # what stages of training with labels are called
 
 
 def read_stage(folder: Path) -> dict[str, Any]:
@@ -55,3 +60,52 @@ def hours_at(clock: list[tuple[int, float]], step: float) -> float | None:
     """When a step was reached; events carry the index of the last step, one less than its count."""
     reached = [hours for at, hours in clock if at >= step - 1]
     return min(reached) if reached else None
+
+
+def labelled_history(stages: dict[str, Any]) -> list[dict[str, Any]]:
+    """Validation errors of all stages with labels, one after the other."""
+    rows: list[dict[str, Any]] = []
+    for name, stage in stages.items():
+        if name.startswith(LABELLED):
+            step, hours = (rows[-1][k] or 0 for k in ("step", "hours")) if rows else (0, 0)
+            told = [
+                {**h, "step": step + h["step"], "hours": h["hours"] and hours + h["hours"]}
+                for h in stage["history"]
+            ]
+            rows += told
+    return rows
+
+
+def learning_curve(stages: dict[str, Any], rows: int = 12) -> str:
+    """Validation errors against steps and hours, in about so many rows."""
+    history = labelled_history(stages)
+    at = sorted(set(np.linspace(0, len(history) - 1, min(rows, len(history))).round().astype(int)))
+    lines = [
+        [
+            f"{h['step']:,.0f}",
+            "-" if h["hours"] is None else f"{h['hours']:.2f}",
+            *(f"{1e3 * h[k]:.1f}" for k in ("force_mae", "force_rmse")),
+            *(f"{1e3 * h[k]:.2f}" for k in ("energy_mae", "energy_rmse")),
+        ]
+        for h in (history[i] for i in at)
+    ]
+    header = ["steps", "hours", "F MAE", "F RMSE", "E MAE", "E RMSE"]
+    return (
+        "Molecules held out for validation, while training on energies and forces (meV/Å, "
+        f"meV/atom):\n\n{table(header, lines)}"
+    )
+
+
+def plot_learning_curve(stages: dict[str, Any]) -> Any:
+    from matplotlib.figure import Figure
+
+    history = labelled_history(stages)
+    figure = Figure(figsize=(6, 3.5))
+    axes = figure.subplots()
+    steps = [h["step"] for h in history]
+    for key, label in (("force_mae", "forces MAE, meV/Å"), ("energy_mae", "energy MAE, meV/atom")):
+        axes.plot(steps, [1e3 * h[key] for h in history], ".-", label=label)
+    axes.set(xlabel="steps", yscale="log")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3, which="both")
+    return figure

@@ -2,7 +2,8 @@
 
     python benchmarks/accuracy/model_card.py run --mode standard    # errors by subset
     python benchmarks/accuracy/model_card.py teacher aimnet2.jpt    # those of the label source
-    python benchmarks/accuracy/model_card.py training runs/energies --denoise runs/denoise
+    python benchmarks/accuracy/model_card.py training runs/energies runs/energies-2 \
+        --denoise runs/denoise
     python benchmarks/accuracy/model_card.py render                 # card and README table
 
 Held-out molecules are those of mlpot/zoo/recipes/held_out.json; no frame of theirs was seen in
@@ -41,7 +42,7 @@ from experiment import (  # this folder is where the script runs
     stored,
     table,
 )
-from history import read_stage
+from history import LABELLED, learning_curve, plot_learning_curve, read_stage
 
 from mlpot.data.calculators import AIMNet2
 from mlpot.data.formats import read, read_all
@@ -62,7 +63,7 @@ ZERO_SHOT = {
 }
 #: experiments whose tables go into the card: heading, module, and options of its command; those
 #: with `--model` are of one model
-MODEL = " --model runs/energies"
+MODEL = " --model {last}"
 SECTIONS = (
     ("Dynamics of unseen molecules", dynamics, MODEL),
     ("Two atoms, close and far", dimers, MODEL),
@@ -164,16 +165,18 @@ def teacher(model: Path, count: int = ZERO_SHOT_FRAMES) -> None:
 
 @app.command()
 def training(
-    energies: Path,
+    energies: list[Path],
     denoise: Path | None = None,
     name: str = "pretrained-visnet",
     remark: str = "",
 ) -> None:
-    """Keep learning curves, seeds and times of two training folders in results."""
-    folders = {"denoising": denoise, "energies and forces": energies}
-    stages = {k: read_stage(folder) for k, folder in folders.items() if folder is not None}
-    counts = json.loads((energies / "split.json").read_text())["counts"]
-    sha256 = load_potential(energies / "model.safetensors")[1].sha256
+    """Keep learning curves, seeds and times of training folders in results: denoising, then
+    energies and forces, each started from the one before."""
+    folders = {"denoising": denoise} if denoise else {}
+    folders |= {LABELLED + (f", {i}" if i else ""): folder for i, folder in enumerate(energies)}
+    stages = {k: read_stage(folder) for k, folder in folders.items()}
+    counts = json.loads((energies[-1] / "split.json").read_text())["counts"]
+    sha256 = load_potential(energies[-1] / "model.safetensors")[1].sha256
     told = {"sha256": sha256, "frames": counts["train"], "remark": remark, "stages": stages}
     store(f"{name}-training", told)
     typer.echo(f"wrote results/{name}-training.json")
@@ -255,41 +258,6 @@ def error_of_labels() -> str:
     )
 
 
-def learning_curve(stages: dict[str, Any], rows: int = 10) -> str:
-    """Validation errors against steps and hours, in about so many rows."""
-    history = stages["energies and forces"]["history"]
-    at = sorted(set(np.linspace(0, len(history) - 1, min(rows, len(history))).round().astype(int)))
-    lines = [
-        [
-            f"{h['step']:,.0f}",
-            "-" if h["hours"] is None else f"{h['hours']:.2f}",
-            *(f"{1e3 * h[k]:.1f}" for k in ("force_mae", "force_rmse")),
-            *(f"{1e3 * h[k]:.2f}" for k in ("energy_mae", "energy_rmse")),
-        ]
-        for h in (history[i] for i in at)
-    ]
-    header = ["steps", "hours", "F MAE", "F RMSE", "E MAE", "E RMSE"]
-    return (
-        "Molecules held out for validation, while training on energies and forces (meV/Å, "
-        f"meV/atom):\n\n{table(header, lines)}"
-    )
-
-
-def plot_learning_curve(stages: dict[str, Any]) -> Any:
-    from matplotlib.figure import Figure
-
-    history = stages["energies and forces"]["history"]
-    figure = Figure(figsize=(6, 3.5))
-    axes = figure.subplots()
-    steps = [h["step"] for h in history]
-    for key, label in (("force_mae", "forces MAE, meV/Å"), ("energy_mae", "energy MAE, meV/atom")):
-        axes.plot(steps, [1e3 * h[key] for h in history], ".-", label=label)
-    axes.set(xlabel="steps", yscale="log")
-    axes.legend(frameon=False)
-    axes.grid(alpha=0.3, which="both")
-    return figure
-
-
 def sections(info: ModelInfo, stages: dict[str, Any]) -> tuple[str, list[str]]:
     """Tables of the learning curve and the other experiments, and the commands behind them."""
     texts = [f"## Learning curve\n\n{learning_curve(stages)}"] if stages else []
@@ -331,7 +299,7 @@ def card(name: str, info: ModelInfo, result: dict[str, Any], training: dict[str,
     rare = [f"{s} ({n:,} atoms)" for s, n in result["atoms_of_element"].items() if n < RARE]
     template = (Path(__file__).parent / "card_template.md").read_text(encoding="utf-8")
     seeds = {k: s["seed"] for k, s in stages.items()}
-    seeds = seeds or {"energies and forces": info.provenance["recipe"]["loop"]["seed"]}
+    seeds = seeds or {LABELLED: info.provenance["recipe"]["loop"]["seed"]}
     return template.format(
         name=name,
         **{k: info.config[k] for k in ("layers", "channels", "cutoff")},
@@ -356,8 +324,22 @@ def card(name: str, info: ModelInfo, result: dict[str, Any], training: dict[str,
         sections=text,
         rare=", ".join(rare) or "none of its elements",
         data=" ".join(f"../shared/data/{f}" for f in TRAINED_ON),
-        commands="".join(f"{command}\n" for command in commands),
+        **commands_of(stages, name),
+        commands="".join(f"{c}\n" for c in commands).format(**commands_of(stages, name)),
     )
+
+
+def commands_of(stages: dict[str, Any], name: str) -> dict[str, str]:
+    """The commands of the stages after the second, and the folders of all with labels."""
+    count = sum(k.startswith(LABELLED) for k in stages) or 1
+    folders = ["runs/energies", *(f"runs/energies-{i}" for i in range(2, count + 1))]
+    data = " ".join(f"../shared/data/{f}" for f in TRAINED_ON)
+    again = [
+        f"mlpot finetune {data} --from {start}/model.safetensors --config "
+        f"mlpot/zoo/recipes/{name}-{i + 2}-energies.toml --out {out}\n"
+        for i, (start, out) in enumerate(zip(folders, folders[1:], strict=False), start=1)
+    ]
+    return {"again": "".join(again), "folders": " ".join(folders), "last": folders[-1]}
 
 
 @app.command()

@@ -19,13 +19,14 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 import torch
+from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 from torch import Tensor
 from torch.fx import GraphModule
@@ -37,6 +38,9 @@ from mlpot.models.tracing import dynamic_sizes
 
 Got = TypeVar("Got")
 _BUILDING = threading.RLock()
+
+#: seconds to wait for another process that compiles the same
+_PATIENCE = 900
 
 #: names of instruction sets among a processor's flags
 _INSTRUCTIONS = re.compile(
@@ -121,14 +125,35 @@ def cached(key: dict[str, Any], build: Callable[[Path], Any], read: Callable[[Pa
     Code, torch and processor are part of the key, so nothing stale is ever run.
     """
     path = cache_path(key)
-    with _BUILDING:  # inductor is one for the whole process
+
+    def found() -> Got | None:
         if path.is_file():
             try:
                 return read(path)
             except (ModelFileError, RuntimeError):
                 path.unlink(missing_ok=True)
-        build(path)
-        return read(path)
+        return None
+
+    with _BUILDING:  # inductor is one for the whole process
+        if (got := found()) is not None:
+            return got
+        with _alone(path):  # jobs of one array start together; one of them compiles
+            if (got := found()) is None:
+                build(path)
+                got = read(path)
+            return got
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold the lock of this file among processes; where a file system has none, go on without."""
+    lock = FileLock(f"{path}.lock")
+    with suppress(Timeout, OSError, NotImplementedError):
+        lock.acquire(timeout=_PATIENCE)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def cache_path(key: dict[str, Any]) -> Path:

@@ -43,8 +43,9 @@ class CompiledStep:
         key: dict[str, Any],
         threads: int,
     ):
-        self._model, self._threads = model, threads
-        self._predictions = predictions
+        # Lightning and optimisers write into these tensors and never replace them.
+        self._state, self._parameters = state(model), sum(1 for _ in model.parameters())
+        self._threads, self._predictions = threads, predictions
 
         def build(path: Path) -> None:
             fixed = [torch.ones(terms)]
@@ -71,7 +72,7 @@ class CompiledStep:
 
     def __call__(self, weights: Tensor, batch: LabelledGraph) -> tuple[list[Tensor], list[Tensor]]:
         """Loss and predictions of the whole batch; a gradient for every parameter."""
-        known = [*state(self._model), weights]
+        known = [*self._state, weights]
 
         def run(part: LabelledGraph) -> list[Tensor]:
             return self._runner([*known, *_fields(part)])
@@ -80,8 +81,7 @@ class CompiledStep:
         first = 1 + self._predictions
         told = [torch.stack([p[0] for p in results]).sum()]
         told += [torch.cat([p[i] for p in results]) for i in range(1, first)]
-        count = sum(1 for _ in self._model.parameters())
-        columns = zip(*(p[first : first + count] for p in results), strict=True)
+        columns = zip(*(p[first : first + self._parameters] for p in results), strict=True)
         return told, [torch.stack(same).sum(dim=0) for same in columns]
 
 

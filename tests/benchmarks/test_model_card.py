@@ -78,6 +78,20 @@ def test_the_learning_curve_is_that_of_the_run(trained: Path) -> None:
     assert last["force_mae"] in [h["force_mae"] for h in stage["history"]]
 
 
+def test_stages_follow_each_other_on_one_curve() -> None:
+    errors = dict.fromkeys(("force_mae", "force_rmse", "energy_mae", "energy_rmse"), 0.1)
+    first = [{"step": s, "hours": s / 100, **errors} for s in (10, 20)]
+    second = [{"step": 5, "hours": 0.5, **errors}]
+    stages = {"denoising": {"history": [{"step": 99, "loss": 1.0}]}}
+    stages |= {history.LABELLED: {"history": first}, f"{history.LABELLED}, 1": {"history": second}}
+    told = history.labelled_history(stages)
+    assert [(h["step"], round(h["hours"], 6)) for h in told] == [(10, 0.1), (20, 0.2), (25, 0.7)]
+    lines = model_card.commands_of(stages, NAME)
+    assert "--from runs/energies/model.safetensors" in lines["again"]
+    assert f"recipes/{NAME}-3-energies.toml --out runs/energies-2" in lines["again"]
+    assert lines["last"] == "runs/energies-2"
+
+
 def test_an_unfinished_run_has_no_curve(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not come to its end"):
         history.read_stage(tmp_path)

@@ -1,6 +1,10 @@
 """Traced and compiled graphs: eager's numbers, whatever the sizes and however many threads."""
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +177,37 @@ def test_the_cache_builds_once_and_tells_keys_apart(
     built[0].write_bytes(b"pack")  # cut off: made again, not a riddle for the user
     assert cached({"weights": "a"}, build, read) == b"package" and len(built) == 2
     assert cache_path({"weights": "b"}) != built[0] and built[0].parent == tmp_path
+
+
+def test_of_two_processes_one_builds(tmp_path: Path) -> None:
+    script = """
+import sys, time
+from pathlib import Path
+from mlpot.models.compiled import cached
+
+def build(path):
+    with open(sys.argv[1], "a") as log:
+        log.write("built\\n")
+    time.sleep(1)
+    path.write_bytes(b"package")
+
+print("ready", flush=True)
+input()
+assert cached({"weights": "a"}, build, Path.read_bytes) == b"package"
+"""
+    log, environment = tmp_path / "log", {**os.environ, "MLPOT_CACHE": str(tmp_path)}
+    start = partial(
+        subprocess.Popen, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
+    )
+    both = [start([sys.executable, "-c", script, str(log)]) for _ in range(2)]
+    pipes = [(process.stdin, process.stdout) for process in both]
+    assert all(told and told.readline() == "ready\n" for _, told in pipes)
+    for given, _ in pipes:
+        assert given
+        given.write("go\n")
+        given.close()
+    assert [process.wait(60) for process in both] == [0, 0]
+    assert log.read_text().count("built") == 1
 
 
 def test_half_the_edges_say_it_all() -> None:
