@@ -9,7 +9,6 @@ that ends there; errors are those of the molecules held out for validation.
 """
 
 import fcntl
-import json
 import shutil
 import statistics
 import subprocess
@@ -17,14 +16,23 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import typer
 from ase import Atoms
 from ase.io import read as read_atoms
-from model_card import DATA, ROOT, TRAINED_ON  # this folder is where the script runs
+from experiment import (  # this folder is where the script runs
+    DATA,
+    HELD_OUT,
+    LEVEL,
+    ROOT,
+    TRAINED_ON,
+    store,
+    stored,
+    table,
+)
 
 from mlpot import MLPotCalculator
 from mlpot.data.formats import read_all
@@ -34,9 +42,9 @@ from mlpot.models.checkpoint import load_potential
 from mlpot.models.visnet import ViSNetConfig
 from mlpot.train.finetune import FinetuneConfig, FinetuneLoop, finetune
 
-HELD_OUT = ROOT / "mlpot" / "zoo" / "recipes" / "held_out.json"
-RESULTS = Path(__file__).parent / "results" / "front.json"
+NAME = "front"
 SYSTEMS = ROOT / "benchmarks" / "speed" / "systems"
+TIMED = ("aspirin", "peptide")
 RUNS = ROOT / "runs" / "front"
 MODELS: dict[str, dict[str, Any]] = {
     "4x64, 4 Å": {"layers": 4, "channels": 64, "heads": 64, "cutoff": 4.0},
@@ -64,7 +72,7 @@ def recipe(name: str, steps: int) -> FinetuneConfig:
     return FinetuneConfig(
         name=name,
         held_out=str(HELD_OUT),
-        level="AIMNet2 (wB97M-D3(BJ)/def2-TZVPP teacher), four-member ensemble mean",
+        level=LEVEL,
         model=ViSNetConfig(**MODELS[name]),
         loop=FinetuneLoop(
             steps=steps,
@@ -113,22 +121,16 @@ def keep(name: str, row: dict[str, Any]) -> None:
     RUNS.mkdir(parents=True, exist_ok=True)
     with open(RUNS / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        done = known()
+        done = stored(NAME)
         done[name] = {**done.get(name, {}), **row}
-        text = json.dumps({k: done[k] for k in MODELS if k in done}, indent=1, ensure_ascii=False)
-        RESULTS.write_text(text + "\n")
-
-
-def known() -> dict[str, Any]:
-    """Results so far."""
-    return json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+        store(NAME, {k: done[k] for k in MODELS if k in done})
 
 
 @app.command()
 def run(minutes: float = 20.0, jobs: int = 4, models: str = "") -> None:
     """Train what is not in the results yet, each on a core of its own."""
     wanted = [m.strip() for m in models.split(";")] if models else list(MODELS)
-    left = [name for name in wanted if "meV" not in known().get(name, {})]
+    left = [name for name in wanted if "meV" not in stored(NAME).get(name, {})]
 
     def process(name: str) -> None:
         subprocess.run([sys.executable, __file__, "one", name, str(minutes)], check=True)
@@ -140,12 +142,13 @@ def run(minutes: float = 20.0, jobs: int = 4, models: str = "") -> None:
 @app.command("time")
 def time_step(threads: int = 2, calls: int = 300) -> None:
     """Milliseconds for energy and forces of aspirin and of a 140-atom peptide, compiled."""
-    for name in known():
+    torch.set_num_threads(threads)
+    for name in stored(NAME):
         out = RUNS / "".join(c if c.isalnum() else "_" for c in name)
         row = {}
-        for system in ("aspirin", "peptide"):
+        for system in TIMED:
             atoms = read_atoms(SYSTEMS / f"{system}.xyz")
-            atoms.calc = MLPotCalculator(out / "model.safetensors", threads=threads)
+            atoms.calc = MLPotCalculator(out / "model.safetensors", engine="compiled")
             row[system] = statistics.median(evaluations(atoms, calls))
         keep(name, {"ms": row})
         print(name, row, flush=True)
@@ -162,15 +165,32 @@ def evaluations(atoms: Atoms, calls: int) -> Iterator[float]:
             yield 1e3 * (time.perf_counter() - begin)
 
 
+def tables(result: dict[str, Any]) -> str:
+    """Errors after equal training time, and what a step of MD costs."""
+    rows = [
+        [
+            name,
+            f"{row['parameters']:,}",
+            f"{row['steps']:,}",
+            *(f"{row['meV'][k]:.1f}" for k in ("force_mae", "force_rmse")),
+            *(f"{row['meV'][k]:.2f}" for k in ("energy_mae", "energy_rmse")),
+            *(f"{row['ms'][k]:.1f}" if "ms" in row else "-" for k in TIMED),
+        ]
+        for name, row in result.items()
+    ]
+    minutes = [row["minutes"] for row in result.values()]
+    header = ["model", "parameters", "steps", "F MAE", "F RMSE", "E MAE", "E RMSE"]
+    return (
+        f"Models after {min(minutes):.0f} to {max(minutes):.0f} minutes of training on one core "
+        "each, from nothing (meV/Å and meV/atom, molecules held out for validation), and "
+        f"milliseconds for energy and forces:\n\n{table([*header, *TIMED], rows)}"
+    )
+
+
 @app.command()
 def show() -> None:
     """Print the table."""
-    for name, row in known().items():
-        e, f = row["meV"]["energy_mae"], row["meV"]["force_mae"]
-        ms = "  ".join(f"{k} {v:.2f} ms" for k, v in row.get("ms", {}).items())
-        print(
-            f"{name:20} {row['parameters']:8,} {row['steps']:6,} steps  E {e:.2f}  F {f:.1f}  {ms}"
-        )
+    typer.echo(tables(stored(NAME)))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from typing import Any
 import ablation
 import dimers
 import dynamics
+import front
 import numpy as np
 import rmd17
 import torch
@@ -69,6 +70,7 @@ SECTIONS = (
     ("Two atoms, close and far", dimers, MODEL),
     ("Fine-tuning on few frames", rmd17, f"{MODEL} --denoised runs/denoise/model.safetensors"),
     ("What denoising is worth", ablation, ""),
+    ("Why this size", front, ""),
 )
 FRAMES = {"dev": 60, "fast": 600, "standard": 10**9}
 ZERO_SHOT_FRAMES = 1000
