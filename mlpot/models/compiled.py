@@ -34,6 +34,7 @@ from torch.fx import GraphModule
 from mlpot import __version__
 from mlpot.errors import CompileError, ModelFileError
 from mlpot.models.checkpoint import write_atomically
+from mlpot.models.memory import keep_buffers
 from mlpot.models.tracing import dynamic_sizes
 
 Got = TypeVar("Got")
@@ -315,6 +316,7 @@ def open_runner(path: str | Path, name: str = "model") -> Runner:
     try:
         key = (str(path.resolve()), path.stat().st_mtime_ns, name)
         if (known := _OPEN.get(key)) is None:
+            keep_buffers()
             known = _OPEN[key] = Runner(_load_library(path, name), CONCURRENT)
         return known
     except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
