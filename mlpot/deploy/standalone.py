@@ -92,14 +92,15 @@ class Standalone(nn.Module):
         self.register_buffer("batch", torch.zeros_like(self.numbers))
 
     def forward(self, positions: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-        x, box = positions.detach().to(self.dtype), cell.detach().to(self.dtype)
-        edge_index, shifts = self.finder(x, box)
-        graph = Graph(self.numbers, x, edge_index, shifts, self.batch, box.unsqueeze(0))
-        if self.first_call:  # bad input is found at the door, and costs nothing afterwards
-            self.first_call = False
-            check_start(graph, self.overlap)
-        prediction = self.potential(graph)
-        return prediction.energy[0], prediction.forces
+        with torch.no_grad():  # torch.jit.freeze, which OpenMM-Torch calls, drops every detach()
+            x, box = positions.to(self.dtype), cell.to(self.dtype)
+            edge_index, shifts = self.finder(x, box)
+            graph = Graph(self.numbers, x, edge_index, shifts, self.batch, box.unsqueeze(0))
+            if self.first_call:  # bad input is found at the door, and costs nothing afterwards
+                self.first_call = False
+                check_start(graph, self.overlap)
+            prediction = self.potential(graph)
+            return prediction.energy[0], prediction.forces
 
 
 def standalone(

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule, Node, subgraph_rewriter
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from mlpot.graph import Graph
 from mlpot.models.potential import Potential, Prediction
@@ -21,6 +22,7 @@ def script(potential: Potential) -> torch.jit.ScriptModule:
     """``script(potential)(graph) -> Prediction``, in evaluation mode, on the potential's device
     and in its precision."""
     module = trace_potential(potential, rewrite=False)
+    _use_kernels(module)
     _speak_torchscript(module)
     return torch.jit.script(_Scripted(module).eval())
 
@@ -48,6 +50,20 @@ class _Scripted(nn.Module):
             graph.cell,
         )
         return Prediction(energy, forces, virial, interaction, None)
+
+
+def _use_kernels(module: GraphModule) -> None:
+    """One kernel where tracing wrote out several: the gradient of silu, and linear layers, which
+    torch.jit would otherwise split into product and sum. Both are eager's own, to the last bit.
+    Nothing else fuses on a CPU: torch's packages come without the LLVM that torch.jit needs."""
+    written_out = make_fx(aten.silu_backward.default)(torch.ones(2), torch.ones(2))
+    subgraph_rewriter.replace_pattern(
+        module, written_out, lambda grad, x: aten.silu_backward.default(grad, x)
+    )
+    for node in module.graph.nodes:
+        if node.target is aten.addmm.default and node.args[2].target is aten.t.default:
+            bias, x, transposed = node.args
+            node.target, node.args = aten.linear.default, (x, transposed.args[0], bias)
 
 
 def _speak_torchscript(module: GraphModule) -> None:
