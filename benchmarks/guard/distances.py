@@ -93,8 +93,8 @@ def itself(x: NDArray, z: NDArray, error: NDArray) -> Score:
 def expected_error(
     x: NDArray, z: NDArray, error: NDArray, distance: Callable[..., Score] = mahalanobis
 ) -> Score:
-    """Distance times a regression of error over distance: what `mlpot.models.extrapolation` does,
-    for features of any kind."""
+    """Distance times a regression of error over distance, for features of any kind;
+    `mlpot.models.extrapolation` also averages the distance over neighbours."""
     kinds = np.unique(z)
     far = distance(x, z, error)
 

@@ -10,7 +10,12 @@ from numpy.typing import NDArray
 from mlpot.data.loader import GraphLoader
 from mlpot.data.record import Record
 from mlpot.graph import edge_vectors
-from mlpot.models.extrapolation import Extrapolation, last_hidden
+from mlpot.models.extrapolation import (
+    Extrapolation,
+    last_hidden,
+    pair_lengths,
+    with_neighbours,
+)
 from mlpot.models.layers import vector_length
 from mlpot.models.potential import Potential
 
@@ -44,6 +49,7 @@ def look(model: Potential, records: Sequence[Record], fitted: Extrapolation | No
         each = [torch.cat([x + out[0], vector_length(out[1], 0.0)], 1) for x, out in half]
         lengths = vector_length(found.vector, 0.0)
         forces = prediction.forces.norm(dim=1, keepdim=True)
+        near = pair_lengths(edge_vectors(b.graph))
         kept = {
             "numbers": b.graph.numbers,
             "frame": b.graph.batch + frames,
@@ -53,13 +59,14 @@ def look(model: Potential, records: Sequence[Record], fitted: Extrapolation | No
             "scalars, vector lengths": torch.cat([found.scalar, lengths], 1),
             "every layer": torch.cat([*each, found.scalar, lengths], 1),
             "last hidden layer": caught[0],
+            "last hidden layer, neighbours": with_neighbours(caught[0], b.graph.edge_index, near),
             "scalars, force": torch.cat([found.scalar, torch.log(forces + 0.1)], 1),
             "force": torch.log(forces + 0.1),
             "grade": torch.full((len(b.graph.numbers),), torch.nan),
         }
         if fitted is not None:
             with torch.no_grad():
-                kept["grade"] = fitted(caught[0], b.graph.numbers)
+                kept["grade"] = fitted(caught[0], b.graph, edge_vectors(b.graph))
         for name, value in kept.items():
             rows.setdefault(name, []).append(value.detach().numpy().copy())
         frames += b.graph.cell.shape[0]

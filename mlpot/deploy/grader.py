@@ -16,8 +16,9 @@ from mlpot.deploy.engines import DeployedModel
 from mlpot.deploy.load import load
 from mlpot.deploy.metadata import check_system
 from mlpot.errors import InputError, ModelFileError
-from mlpot.graph import Graph, to
+from mlpot.graph import Graph, edge_vectors, to
 from mlpot.models.checkpoint import ModelInfo, load_extrapolation, load_potential
+from mlpot.models.coverage import Pair
 from mlpot.models.extrapolation import grade
 from mlpot.neighbors import SKIN, NeighborFinder, build_graph
 from mlpot.zoo import resolve
@@ -29,7 +30,11 @@ class Grader:
     Attributes:
         info: description of the model.
         cutoff: Å.
+        sees_lengths: whether it knows which lengths of pairs are usual: then `length_grades` gives
+            that part of the grades.
     """
+
+    sees_lengths = False
 
     def __init__(self, info: ModelInfo, cutoff: float, dtype: torch.dtype, device: torch.device):
         self.info, self.cutoff, self.dtype, self.device = info, cutoff, dtype, device
@@ -37,6 +42,14 @@ class Grader:
     def grades(self, graph: Graph) -> Tensor:
         """Grades [N] of any batch of structures; infinite where something became NaN."""
         raise NotImplementedError
+
+    def length_grades(self, graph: Graph) -> Tensor:
+        """The part of the grades [N] that is due to the lengths of pairs; needs no network."""
+        return torch.zeros(len(graph.numbers))
+
+    def torn(self, graph: Graph, atom: int) -> Pair | None:
+        """The length, hardly ever seen, that is reason enough for the grade of an atom."""
+        return None
 
     def bind(
         self, numbers: ArrayLike, pbc: bool | Sequence[bool] = False, skin: float = SKIN
@@ -59,11 +72,29 @@ class BoundGrader:
         finite."""
         if not np.isfinite(np.asarray(positions)).all():
             return np.full(len(self.numbers), np.inf)
+        grades = self.grader.grades(self._graph(positions, cell))
+        return grades.cpu().numpy().astype(np.float64)
+
+    def length_grades(
+        self, positions: ArrayLike, cell: ArrayLike | None = None
+    ) -> NDArray[np.float64]:
+        """`Grader.length_grades` [N] of these positions; infinite as above."""
+        if not np.isfinite(np.asarray(positions)).all():
+            return np.full(len(self.numbers), np.inf)
+        grades = self.grader.length_grades(self._graph(positions, cell))
+        return grades.cpu().numpy().astype(np.float64)
+
+    def torn(self, positions: ArrayLike, cell: ArrayLike | None, atom: int) -> Pair | None:
+        """`Grader.torn` of these positions."""
+        if not np.isfinite(np.asarray(positions)).all():
+            return None
+        return self.grader.torn(self._graph(positions, cell), atom)
+
+    def _graph(self, positions: ArrayLike, cell: ArrayLike | None) -> Graph:
         g = self.grader
-        graph = build_graph(
+        return build_graph(
             self.numbers, positions, g.cutoff, cell, self.pbc, g.dtype, g.device, self._finder
         )
-        return g.grades(graph).cpu().numpy().astype(np.float64)
 
 
 class FeatureGrader(Grader):
@@ -88,11 +119,20 @@ class FeatureGrader(Grader):
         loaded = load(path, "eager", "float32", device)
         self._potential = loaded.module
         self._extrapolation = load_extrapolation(path).to(loaded.device)
+        self.sees_lengths = self._extrapolation.pairs is not None
         super().__init__(loaded.info, loaded.cutoff, loaded.dtype, loaded.device)
 
     def grades(self, graph: Graph) -> Tensor:
         moved = to(graph, self.device, self.dtype)
         return grade(self._potential, self._extrapolation, moved)
+
+    def length_grades(self, graph: Graph) -> Tensor:
+        moved = to(graph, self.device, self.dtype)
+        found = self._extrapolation.length_grades(moved, edge_vectors(moved))
+        return super().length_grades(graph) if found is None else found
+
+    def torn(self, graph: Graph, atom: int) -> Pair | None:
+        return self._extrapolation.torn(to(graph, self.device, self.dtype), atom)
 
 
 class CommitteeGrader(Grader):

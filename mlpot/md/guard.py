@@ -9,6 +9,9 @@ Every `interval` steps the atoms are graded (`mlpot.deploy.grader`; 1 is the lin
 frames like the training set stay below). Molecules touch the line now and then and return, so a
 flag is raised only if one atom is above the line in `checks` checks in a row, or any atom is above
 `sure` at once. What follows belongs to the same excursion until `checks` checks in a row were calm.
+
+A hydrogen leaves its bond in less than 10 fs. So between checks, every `look` steps, the lengths of
+pairs are looked at, which takes no network; one that is above `sure` by itself makes it a check.
 """
 
 from collections import deque
@@ -23,6 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from mlpot.deploy.engines import DeployedModel
 from mlpot.deploy.grader import BoundGrader, FeatureGrader, Grader, has_statistics
 from mlpot.errors import InputError, MLPotError
+from mlpot.graph import Graph
 from mlpot.md.flagged import FlaggedFrames
 from mlpot.md.replicas import Replicas
 from mlpot.units import NM_TO_ANGSTROM
@@ -31,6 +35,9 @@ POLICIES = ("warn", "save", "stop")
 
 #: steps between checks: a check costs about two steps of the compiled engine
 INTERVAL = 25
+
+#: steps between looks at lengths; divides INTERVAL
+LOOK = 5
 
 #: checks in a row in which one atom is above the line
 CHECKS = 3
@@ -52,6 +59,7 @@ class Flag(NamedTuple):
     symbol: str
     grade: float
     system: int | None = None  # of several replicas
+    reason: str = ""  # a length between two atoms, if that alone is reason enough
 
     def describe(self, model: str) -> str:
         """As one clause."""
@@ -59,6 +67,7 @@ class Flag(NamedTuple):
         return (
             f"{whose}atom {self.atom} ({self.symbol}) left what {model} was trained on: "
             f"extrapolation grade {self.grade:.2f} at step {self.step:,} ({self.time:.6g} ps)"
+            f"{self.reason and f', {self.reason}'}"
         )
 
 
@@ -72,10 +81,12 @@ class Guard:
             them and raises `ExtrapolationError`.
         save_to: extended XYZ file for these frames, ready for `mlpot label`; added to if it exists.
         interval: steps between checks.
+        look: steps between looks at lengths alone, if it divides the interval.
         line, checks, sure: the rule above, in grades.
         report: told, in a sentence, of every excursion.
 
     Attributes:
+        every: steps between calls that a host makes of `Watch.look`.
         flags: of every excursion so far.
         largest: grade, step, system and atom of the highest grade seen.
 
@@ -90,6 +101,7 @@ class Guard:
         *,
         save_to: str | Path = "extrapolated.xyz",
         interval: int = INTERVAL,
+        look: int = LOOK,
         line: float = 1.0,
         checks: int = CHECKS,
         sure: float = SURE,
@@ -97,13 +109,14 @@ class Guard:
     ):
         if policy not in POLICIES:
             raise InputError(f"guard must be one of {', '.join(POLICIES)}, got {policy!r}")
-        if not (interval >= 1 and checks >= 1 and 0 < line <= sure):
+        if not (min(interval, look, checks) >= 1 and 0 < line <= sure):
             raise InputError(
-                "the guard needs interval and checks of at least 1, and 0 < line <= sure; got "
-                f"interval {interval}, checks {checks}, line {line}, sure {sure}"
+                "the guard needs interval, look and checks of at least 1, and 0 < line <= sure; "
+                f"got interval {interval}, look {look}, checks {checks}, line {line}, sure {sure}"
             )
         self.grader = model if isinstance(model, Grader) else FeatureGrader(model)
         self.policy, self.interval, self.report = policy, interval, report
+        self.every = look if self.grader.sees_lengths and interval % look == 0 else interval
         self.line, self.checks, self.sure = line, checks, sure
         self.saved = None if policy == "warn" else FlaggedFrames(Path(save_to))
         self.flags: list[Flag] = []
@@ -115,13 +128,13 @@ class Guard:
         pbc: bool | tuple[bool, ...] = False,
         system: int | None = None,
     ) -> "Watch":
-        """Of one system; `Watch.check` looks at a frame of it."""
+        """Of one system; `Watch.look` and `Watch.check` take a frame of it."""
         return Watch(self, self.grader.bind(numbers, pbc), system)
 
     def attach(self, dynamics: Any) -> "Watch":
         """Watch an ASE dynamics; grades are left in ``atoms.calc.results`` as well."""
         observer = _AseObserver(self, dynamics)
-        dynamics.attach(observer, interval=self.interval)
+        dynamics.attach(observer, interval=self.every)
         return observer.watch
 
     def told(self) -> dict[str, Any]:
@@ -130,6 +143,7 @@ class Guard:
         return {
             "policy": self.policy,
             "interval": self.interval,
+            "look": self.every,
             "rule": {"line": self.line, "checks": self.checks, "sure": self.sure},
             "largest": {
                 "grade": grade if np.isfinite(grade) else None,
@@ -153,6 +167,17 @@ class Watch:
         self._outside = False
         # frames that a flag would save
         self._waiting: deque[tuple[Any, ...]] = deque(maxlen=guard.checks)
+
+    def look(
+        self, step: int, time: float, positions: ArrayLike, cell: ArrayLike | None = None
+    ) -> NDArray[np.float64] | None:
+        """`check`, at every `interval`-th step; in between only if a length is above ``sure``, and
+        else None."""
+        guard = self.guard
+        due = step % guard.interval == 0
+        if due or self._grade.length_grades(positions, cell).max() > guard.sure:
+            return self.check(step, time, positions, cell)
+        return None
 
     def check(
         self, step: int, time: float, positions: ArrayLike, cell: ArrayLike | None = None
@@ -199,11 +224,20 @@ class Watch:
             if grades[atom] <= guard.sure:
                 atom = int(np.where(patient, grades, -1.0).argmax())
             symbol = chemical_symbols[self._grade.numbers[atom]]
-            guard.flags.append(Flag(step, time, atom, symbol, float(grades[atom]), self.system))
+            told = self.system, self._reason(atom, positions, cell)
+            guard.flags.append(Flag(step, time, atom, symbol, float(grades[atom]), *told))
         if self._outside:
             self._save()
         if begun:
             self._act(guard.flags[-1])
+
+    def _reason(self, atom: int, positions: ArrayLike, cell: ArrayLike | None) -> str:
+        """The length that is reason enough, if there is one."""
+        pair = self._grade.torn(positions, cell, atom)
+        if pair is None:
+            return ""
+        ends = (f"{chemical_symbols[self._grade.numbers[i]]} {i}" for i in (atom, pair.other))
+        return f"{' - '.join(ends)} at {pair.length:.2f} Å, hardly ever seen in training"
 
     def _save(self) -> None:
         """Write the frames above the line, those that led there included."""
@@ -260,9 +294,9 @@ class GuardReporter:
         self._periodic = False
 
     def describeNextReport(self, simulation: Any) -> tuple[int, bool, bool, bool, bool, bool]:
-        """Steps to the next check, and what it needs: positions, not wrapped into the box."""
-        interval = self.guard.interval
-        return interval - simulation.currentStep % interval, True, False, False, False, False
+        """Steps to the next look, and what it needs: positions, not wrapped into the box."""
+        every = self.guard.every
+        return every - simulation.currentStep % every, True, False, False, False, False
 
     def report(self, simulation: Any, state: Any) -> None:
         """Called by OpenMM.
@@ -279,7 +313,7 @@ class GuardReporter:
         positions = np.asarray(state.getPositions(asNumpy=True)._value)[chosen] * NM_TO_ANGSTROM
         box = state.getPeriodicBoxVectors(asNumpy=True)._value * NM_TO_ANGSTROM
         time = state.getTime()._value
-        self._watch.check(simulation.currentStep, time, positions, box if self._periodic else None)
+        self._watch.look(simulation.currentStep, time, positions, box if self._periodic else None)
 
 
 class ReplicaGuard:
@@ -292,31 +326,40 @@ class ReplicaGuard:
     """
 
     def __init__(self, guard: Guard):
-        self.guard, self.interval = guard, guard.interval
+        self.guard, self.interval = guard, guard.every
         self.stopped: dict[int, str] = {}
         self.latest: dict[int, NDArray[np.float64]] = {}
         self._watches: dict[int, Watch] = {}
 
     def __call__(self, replicas: Replicas) -> None:
         """Called by `Replicas` every `interval` steps."""
-        living = replicas.alive.nonzero()[0]
-        if not len(living):
+        living, graph = replicas.alive.nonzero()[0], replicas.graph()
+        due = replicas.steps % self.guard.interval == 0
+        chosen = living if due else living[self._torn(graph)]
+        if not len(chosen):
             return
-        grades = self.guard.grader.grades(replicas.graph()).cpu().numpy().astype(np.float64)
+        grades = self.guard.grader.grades(graph).cpu().numpy().astype(np.float64)
         ends = np.cumsum([replicas.systems.sizes[r] for r in living])[:-1]
         time = replicas.steps * replicas.timestep / 1000
         positions = replicas.positions
-        self.latest = dict(zip(living.tolist(), np.split(grades, ends), strict=True))
-        for r, mine in self.latest.items():
+        found = dict(zip(living.tolist(), np.split(grades, ends), strict=True))
+        self.latest = found if due else self.latest
+        for r in chosen.tolist():
             if r not in self._watches:
                 self._watches[r] = self.guard.watch(replicas.systems.numbers[r], system=r)
             try:
-                self._watches[r].observe(mine, replicas.steps, time, positions[r])
+                self._watches[r].observe(found[r], replicas.steps, time, positions[r])
             except ExtrapolationError as error:
                 self.stopped[r] = str(error)
         gone = [r for r in self.stopped if replicas.alive[r]]
         if gone:
             replicas.remove(gone)
+
+    def _torn(self, graph: Graph) -> NDArray[np.bool_]:
+        """Which of the structures have a length that is above ``sure``."""
+        grades = self.guard.grader.length_grades(graph)
+        worst = grades.new_zeros(graph.cell.shape[0]).scatter_reduce(0, graph.batch, grades, "amax")
+        return (worst > self.guard.sure).cpu().numpy()
 
 
 class _AseObserver:
@@ -331,8 +374,8 @@ class _AseObserver:
         atoms, dynamics = self._dynamics.atoms, self._dynamics
         time = dynamics.nsteps * getattr(dynamics, "dt", 0.0) / (1000 * units.fs)
         cell = atoms.cell.array if any(atoms.pbc) else None
-        grades = self.watch.check(dynamics.nsteps, time, atoms.positions, cell)
-        if atoms.calc is not None:
+        grades = self.watch.look(dynamics.nsteps, time, atoms.positions, cell)
+        if grades is not None and atoms.calc is not None:
             atoms.calc.results["extrapolation_grade"] = grades
 
 

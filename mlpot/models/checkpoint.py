@@ -25,7 +25,7 @@ from mlpot.models.potential import Denoiser, Potential
 from mlpot.models.priors import ZBL
 from mlpot.models.visnet import ViSNet, ViSNetConfig
 
-FORMAT = 2  # 2: prior, statistics of the guard
+FORMAT = 3  # 2: prior, statistics of the guard; 3: lengths of pairs among those
 
 #: state that the description holds exactly, so that float32 does not round it
 _TOLD = ("reference_energies", "scale")
@@ -96,7 +96,7 @@ def save(
     kept = _weights(model)
     if extrapolation is not None:
         kept |= {_GUARD + k: v for k, v in extrapolation.state_dict().items()}
-    tensors = {k: v.detach().cpu().float().contiguous() for k, v in kept.items()}
+    tensors = {k: _stored(v.detach().cpu()).contiguous() for k, v in kept.items()}
     known = None if extrapolation is None else extrapolation.info
     info = info.model_copy(update={"format": FORMAT, "sha256": "", "extrapolation": known})
     info = info.model_copy(update={"sha256": _hash(tensors, json.loads(info.model_dump_json()))})
@@ -214,6 +214,11 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str]:
     if header is None:
         raise ModelFileError(f"{path} is a safetensors file, but not one that mlpot wrote")
     return tensors, header
+
+
+def _stored(tensor: Tensor) -> Tensor:
+    """Tables of the guard stay bytes."""
+    return tensor if tensor.dtype == torch.uint8 else tensor.float()
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

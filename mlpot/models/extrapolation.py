@@ -5,54 +5,53 @@ training: where the training atoms of each element lie, and how wrong the model 
 h the hidden layer of an atom, m and C mean and covariance of its element,
 
     distance  d = sqrt((h - m)' C^-1 (h - m) / H)        Mahalanobis; 1 for a usual atom
-    error     e = d exp(clamp(w'h + b))                  eV/Å; w and b fitted to training errors
-    grade     g = max(e / unit, (d / far)²)
+    error     e = d* exp(clamp(w'h* + b))                eV/Å; w and b fitted to training errors
+    gap       r                                          Å from usual lengths of pairs: `coverage`
+    grade     g = max(e / unit, (d / far)², (r / apart)²)
+
+The force on an atom is also the work of its neighbours: h* is h and the mean hidden layers of the
+neighbours within 2 and 3 Å, weighted by `surroundings`, and d* the root mean square of d over the
+atom and those within 2 Å.
 
 ``far`` is known for each element: a hydrogen whose errors are small may still be where no hydrogen
-was. Both are scaled so that of 100 held-back frames like those of the training set 1 has an atom
-with g > 1. The square leaves the order of usual atoms to e, which knows more about it. The clamp
-keeps w'h within what the training set has seen, so that outside it the distance decides.
+was. All three are scaled so that of 100 held-back frames like those of the training set 1 has an
+atom with g > 1. The square leaves the order of usual atoms to e, which knows more about it. The
+clamp keeps w'h within what the training set has seen, so that outside it the distance decides.
+The gap is zero for most atoms; it tells a bond that tears.
 
 The distance in the last layer is the uncertainty of a linear model on frozen features, as in
 last-layer prediction rigidities (Bigi, Chong, Ceriotti, Grasselli, Mach. Learn.: Sci. Technol.
 (2024), doi 10.1088/2632-2153/ad805f, arXiv 2403.02251); here centred, and one for each element. The
-alternatives that were tried are in `benchmarks/guard`.
+alternatives that were tried are in `benchmarks/guard`. Statistics are fitted in
+`extrapolation_fit`.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from mlpot.errors import InputError
 from mlpot.graph import Graph, edge_vectors
+from mlpot.models.coverage import Coverage, Pair
 from mlpot.models.potential import Potential
 
 #: share of held-back frames that the line leaves below 1
 QUANTILE = 0.99
 
-#: standard deviations to that quantile of a normal distribution
-_TAIL = 2.326
+#: Å, of the neighbours whose hidden layers count
+REACHES = (2.0, 3.0)
 
-#: share of the covariance of all elements in that of one; more where an element is rare
-_SHRINK = 0.05
+#: weight of an atom itself among its neighbours, where distances are averaged
+_OWN = 0.5
 
-#: eV/Å, below which one error is as good as another
-_SMALL = 1e-3
-
-#: of w and b, against errors of fit
-_RIDGE = 100.0
-
-#: atoms at a time
-_ATOMS = 50_000
+#: weight that keeps a mean smooth where the last neighbour leaves
+_NOTHING = 0.01
 
 #: atomic numbers below this
 _NUMBERS = 119
-
-#: a graph and the forces that belong to it, [N, 3] eV/Å
-Labelled = tuple[Graph, Tensor]
 
 
 class ExtrapolationInfo(BaseModel):
@@ -63,6 +62,12 @@ class ExtrapolationInfo(BaseModel):
     elements: list[int] = Field(description="atomic numbers that the training frames hold")
     width: int = Field(gt=0, description="H, of the last hidden layer")
     unit: float = Field(gt=0, description="eV/Å, the expected error at grade 1")
+    apart: float | None = Field(
+        None, gt=0, description="Å, from usual lengths of pairs, at grade 1; None in older files"
+    )
+    reaches: tuple[float, ...] = Field(
+        (), description="Å, of the neighbours whose hidden layers count; none in older files"
+    )
     quantile: float = Field(QUANTILE, description="share of held-back frames below grade 1")
     frames: int = Field(0, description="training frames that were looked at")
     held_back: int = Field(0, description="frames that set the line")
@@ -81,10 +86,11 @@ class Extrapolation(nn.Module):
         self.register_buffer("mean", torch.zeros(kinds, h))
         # lower triangles of the matrices that turn C into 1, row by row
         self.register_buffer("whiten", torch.zeros(kinds, h * (h + 1) // 2))
-        self.register_buffer("slope", torch.zeros(h))  # w
+        self.register_buffer("slope", torch.zeros(h * (1 + len(info.reaches))))  # w
         self.register_buffer("offset", torch.zeros(kinds))  # b
-        self.register_buffer("bounds", torch.zeros(2))  # of w'h + b
+        self.register_buffer("bounds", torch.zeros(2))  # of w'h* + b
         self.register_buffer("far", torch.ones(kinds))  # d at grade 1
+        self.pairs = None if info.apart is None else Coverage(kinds)
         self.row: Tensor
         self.mean: Tensor
         self.whiten: Tensor
@@ -93,18 +99,52 @@ class Extrapolation(nn.Module):
         self.bounds: Tensor
         self.far: Tensor
 
-    def forward(self, hidden: Tensor, numbers: Tensor) -> Tensor:
-        """Grades [N] of hidden layers [N, H]; infinite for an element never seen, and for NaN."""
-        row = self.row[numbers]
+    def forward(self, hidden: Tensor, graph: Graph, vectors: Tensor) -> Tensor:
+        """Grades [N] of hidden layers [N, H] of a graph with edge vectors [E, 3] Å; infinite for
+        an element never seen, and for NaN."""
+        row, lengths = self.row[graph.numbers], pair_lengths(vectors)
         known = row.clamp(min=0)
-        trend = (hidden @ self.slope + self.offset[known]).clamp(*self.bounds.unbind())
+        around = with_neighbours(hidden, graph.edge_index, lengths, self.info.reaches)
         distance = self.distance(hidden, known)
-        wrong, away = distance * trend.exp() / self.info.unit, (distance / self.far[known]).square()
-        sound = (row >= 0) & torch.isfinite(wrong + away)
-        return torch.where(sound, torch.maximum(wrong, away), torch.inf)
+        error, away = self.parts(distance, around, known, graph.edge_index, lengths)
+        grades = torch.maximum(error / self.info.unit, away)
+        sound = (row >= 0) & torch.isfinite(grades)
+        torn = self.length_grades(graph, vectors)
+        return torch.where(sound, grades if torn is None else grades.maximum(torn), torch.inf)
+
+    def parts(
+        self, distance: Tensor, around: Tensor, row: Tensor, edge_index: Tensor, lengths: Tensor
+    ) -> "Parts":
+        """Of d [N] and h* of atoms of row ``row`` [N] of the elements."""
+        trend = (around @ self.slope + self.offset[row]).clamp(*self.bounds.unbind())
+        mixed = self.mixed(distance, edge_index, lengths)
+        return Parts(mixed * trend.exp(), (distance / self.far[row]).square())
+
+    def mixed(self, distance: Tensor, edge_index: Tensor, lengths: Tensor) -> Tensor:
+        """d* of d, [N]."""
+        if not self.info.reaches:
+            return distance
+        squares, reach = distance.square().unsqueeze(1), self.info.reaches[0]
+        return surroundings(squares, edge_index, lengths, reach, _OWN)[:, 0].sqrt()
+
+    def length_grades(self, graph: Graph, vectors: Tensor) -> Tensor | None:
+        """The part of the grades [N] that is due to lengths of pairs, which needs no hidden layer;
+        None if those were not noted."""
+        if self.pairs is None or self.info.apart is None:
+            return None
+        gaps = self.pairs(self.row[graph.numbers], graph.edge_index, pair_lengths(vectors))
+        return (gaps / self.info.apart).square()
+
+    def torn(self, graph: Graph, atom: int) -> Pair | None:
+        """The pair that makes the grade of an atom, if that is above 1 for its length alone."""
+        if self.pairs is None or self.info.apart is None:
+            return None
+        lengths = pair_lengths(edge_vectors(graph))
+        pair = self.pairs.worst(self.row[graph.numbers], graph, lengths, atom)
+        return pair if pair is not None and pair.gap > self.info.apart else None
 
     def distance(self, hidden: Tensor, row: Tensor) -> Tensor:
-        """Mahalanobis distance [N] to the training atoms of row ``row`` [N] of the elements."""
+        """d, [N], to the training atoms of row ``row`` [N] of the elements."""
         h = self.info.width
         lower = hidden.new_zeros(len(self.info.elements), h, h)
         below = torch.tril_indices(h, h, device=hidden.device)
@@ -114,11 +154,40 @@ class Extrapolation(nn.Module):
         return (white.square().sum(2) / h).sqrt().gather(0, row.unsqueeze(0))[0]
 
 
+class Parts(NamedTuple):
+    """What the network says of atoms."""
+
+    error: Tensor  # [N] eV/Å, e
+    away: Tensor  # [N], (d / far)²
+
+
+def with_neighbours(
+    hidden: Tensor, edge_index: Tensor, lengths: Tensor, reaches: Sequence[float] = REACHES
+) -> Tensor:
+    """h*, [N, H (1 + reaches)]."""
+    means = [surroundings(hidden, edge_index, lengths, r) for r in reaches]
+    return torch.cat([hidden, *means], dim=1)
+
+
+def surroundings(
+    values: Tensor, edge_index: Tensor, lengths: Tensor, reach: float, own: float = 0.0
+) -> Tensor:
+    """Means [N, D] of values [N, D] over the neighbours of each atom, weighted by
+    (1 - (r / reach)²)², and over the atom itself with weight ``own``; zero far from everything."""
+    near = (lengths < reach).nonzero()[:, 0]
+    sender, receiver = edge_index[:, near]
+    weight = (1 - (lengths[near] / reach).square()).square().to(values).unsqueeze(1)
+    total = values.new_full((values.shape[0], 1), own or _NOTHING)
+    summed = (own * values).index_add(0, receiver, weight * values[sender])
+    return summed / total.index_add(0, receiver, weight)
+
+
 def grade(potential: Potential, extrapolation: Extrapolation, graph: Graph) -> Tensor:
     """Grades [N] of the atoms of any number of structures; no gradient is taken."""
     with torch.inference_mode(), last_hidden(potential) as caught:
-        potential.head(potential.backbone(graph, edge_vectors(graph)))
-        return extrapolation(caught[-1], graph.numbers)
+        vectors = edge_vectors(graph)
+        potential.head(potential.backbone(graph, vectors))
+        return extrapolation(caught[-1], graph, vectors)
 
 
 @contextmanager
@@ -135,130 +204,6 @@ def last_hidden(potential: Potential) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def fit(
-    potential: Potential, training: Iterable[Labelled], held_back: Iterable[Labelled]
-) -> Extrapolation:
-    """Statistics of a training set.
-
-    Args:
-        potential: the trained model.
-        training: batches of its training frames.
-        held_back: batches of frames like those, which it was not trained on.
-
-    Raises:
-        InputError: no frames, or fewer than two atoms of every element.
-    """
-    potential.eval()
-    hidden, row, error, elements, frames = _look(potential, training)
-    if not frames:
-        raise InputError("there are no training frames to fit the statistics of the guard to")
-    if len(hidden) <= len(elements):
-        raise InputError(
-            f"{len(hidden)} atoms of {len(elements)} elements say nothing of how atoms differ; fit "
-            "the statistics of the guard to more frames"
-        )
-    info = ExtrapolationInfo(elements=elements, width=hidden.shape[1], unit=1.0, frames=frames)
-    fitted = Extrapolation(info).double()
-    _fit_distance(fitted, hidden, row)
-    _fit_error(fitted, hidden, row, error)
-    fitted = fitted.to(dtype=potential.scale.dtype, device=potential.scale.device)
-    _set_line(potential, fitted, held_back)
-    return fitted
-
-
-def _look(
-    potential: Potential, batches: Iterable[Labelled]
-) -> tuple[Tensor, Tensor, Tensor, list[int], int]:
-    """Hidden layers [N, H], rows of the elements [N], force errors [N], elements, frames."""
-    hidden, numbers, errors, frames = [], [], [], 0
-    for graph, forces in batches:
-        with last_hidden(potential) as caught:
-            wrong = potential(graph).forces - forces
-        hidden.append(caught[-1].double().cpu())
-        numbers.append(graph.numbers.cpu())
-        errors.append(torch.linalg.vector_norm(wrong, dim=1).double().cpu())
-        frames += graph.cell.shape[0]
-    if not frames:
-        nothing = torch.zeros(0)
-        return nothing, nothing, nothing, [], 0
-    elements, row = torch.cat(numbers).unique(return_inverse=True)
-    return torch.cat(hidden), row, torch.cat(errors), elements.tolist(), frames
-
-
-def _fit_distance(fitted: Extrapolation, hidden: Tensor, row: Tensor) -> None:
-    h = fitted.info.width
-    kinds = range(len(fitted.info.elements))
-    counts = torch.bincount(row)
-    fitted.mean = torch.stack([hidden[row == k].mean(0) for k in kinds])
-    centred = hidden - fitted.mean[row]
-    shared = centred.T @ centred / (len(centred) - len(counts))
-    below = torch.tril_indices(h, h)
-    ridge = 1e-6 * shared.diagonal().mean().clamp(min=1e-12) * torch.eye(h, dtype=hidden.dtype)
-    for k in kinds:
-        mine = centred[row == k]
-        share = max(_SHRINK, min(1.0, h / len(mine)))
-        own = mine.T @ mine / max(1, len(mine) - 1)
-        factor = torch.linalg.cholesky((1 - share) * own + share * shared + ridge)
-        inverse = torch.linalg.solve_triangular(factor, torch.eye(h).to(factor), upper=False)
-        fitted.whiten[k] = inverse[below[0], below[1]]
-
-
-def _fit_error(fitted: Extrapolation, hidden: Tensor, row: Tensor, error: Tensor) -> None:
-    """Ridge regression of log(error / distance) on hidden layer and element; and `far`."""
-    kinds = len(fitted.info.elements)
-    distance = torch.cat([fitted.distance(*part) for part in _parts(hidden, row)])
-    far = [distance[row == k].quantile(QUANTILE) for k in range(kinds)]
-    fitted.far = torch.stack(far).clamp(min=1.0)
-    target = torch.log(error + _SMALL) - torch.log(distance + _SMALL)
-    centre, spread = hidden.mean(0), hidden.std(0) + 1e-9
-    scaled = torch.cat([(hidden - centre) / spread, nn.functional.one_hot(row, kinds)], dim=1)
-    level = target.mean()
-    normal = scaled.T @ scaled + _RIDGE * torch.eye(scaled.shape[1], dtype=scaled.dtype)
-    weights = torch.linalg.solve(normal, scaled.T @ (target - level))
-    fitted.slope = weights[: hidden.shape[1]] / spread
-    fitted.offset = weights[hidden.shape[1] :] + level - centre @ fitted.slope
-    trend = hidden @ fitted.slope + fitted.offset[row]
-    low, high = (max(1, round(q * len(trend))) for q in (0.01, 0.99))
-    fitted.bounds = torch.stack([trend.kthvalue(low).values, trend.kthvalue(high).values])
-
-
-def _parts(hidden: Tensor, row: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """So many atoms at a time as memory has room for."""
-    return zip(hidden.split(_ATOMS), row.split(_ATOMS), strict=True)
-
-
-def _set_line(potential: Potential, fitted: Extrapolation, held_back: Iterable[Labelled]) -> None:
-    """Scale both parts of the grade to one frame in a hundred, and then both together."""
-    hidden, row, frame, count = [], [], [], 0
-    for graph, _ in held_back:
-        with torch.no_grad(), last_hidden(potential) as caught:
-            potential.head(potential.backbone(graph, edge_vectors(graph)))
-        hidden.append(caught[-1])
-        row.append(fitted.row[graph.numbers])
-        frame.append(graph.batch + count)
-        count += graph.cell.shape[0]
-    if not count:
-        raise InputError("no frame was held back to set the line of the guard with")
-    known = torch.cat(row) >= 0  # a frame with an element that was never seen tells nothing
-    h, k, owner = torch.cat(hidden)[known], torch.cat(row)[known], torch.cat(frame)[known]
-    distance = torch.cat([fitted.distance(*part) for part in _parts(h, k)])
-    trend = (h @ fitted.slope + fitted.offset[k]).clamp(*fitted.bounds.unbind())
-
-    def line(values: Tensor) -> float:
-        worst = values.new_zeros(count).scatter_reduce(0, owner, values, "amax")
-        return _line(worst[worst > 0].double().cpu())
-
-    wrong, away = distance * trend.exp(), (distance / fitted.far[k]).square()
-    unit, far = line(wrong), line(away)
-    both = line(torch.maximum(wrong / unit, away / far))
-    fitted.far = fitted.far * (far * both) ** 0.5
-    told = {"unit": unit * both, "held_back": count}
-    fitted.info = fitted.info.model_copy(update=told)
-
-
-def _line(worst: Tensor) -> float:
-    """The quantile of positive numbers; from few of them, that of the log-normal distribution with
-    their mean and spread, where that is larger."""
-    logs = worst.log()
-    spread = float(logs.std()) if len(logs) > 1 else 0.3  # what molecules at 300 K show
-    return max(float(logs.quantile(QUANTILE).exp()), float((logs.mean() + _TAIL * spread).exp()))
+def pair_lengths(vectors: Tensor) -> Tensor:
+    """[E] Å, of edge vectors [E, 3]."""
+    return torch.linalg.vector_norm(vectors, dim=1)

@@ -10,7 +10,8 @@ from mlpot.data.splits import Split, load_split, make_split, split_held_out
 from mlpot.errors import DataError
 from mlpot.graph import to
 from mlpot.models.checkpoint import ModelInfo, load_potential, save
-from mlpot.models.extrapolation import Extrapolation, Labelled, fit
+from mlpot.models.extrapolation import Extrapolation
+from mlpot.models.extrapolation_fit import Labelled, fit
 from mlpot.models.potential import Potential
 
 #: frames that are looked at, at most; more do not move means and covariances

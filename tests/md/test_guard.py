@@ -175,8 +175,33 @@ def test_a_full_disk_leaves_whole_frames(tmp_path: Path, monkeypatch: pytest.Mon
     assert (tmp_path / "out.xyz").read_bytes() == before
 
 
+def test_lengths_are_looked_at_between_checks(guarded: Path) -> None:
+    atoms, lines = ethanol(), []
+    guard = Guard(guarded, report=lines.append)
+    assert (guard.every, guard.interval) == (5, 25)
+    watch = guard.watch(atoms.numbers)
+    assert watch.look(5, 0.0025, atoms.positions) is None
+    grades = watch.look(25, 0.0125, atoms.positions)
+    assert grades is not None and not lines
+    atoms.set_distance(0, 6, 1.6, fix=0)  # C-H
+    grades = watch.look(30, 0.015, atoms.positions)
+    assert grades is not None and grades[6] > guard.sure
+    assert (guard.flags[0].step, guard.flags[0].atom) == (30, 0)
+    assert guard.flags[0].reason == "C 0 - H 6 at 1.60 Å, hardly ever seen in training"
+    assert watch.look(35, 0.0175, atoms.positions * np.nan) is not None
+    assert Guard(guarded, interval=7).every == 7 and Guard(Silent()).every == 25
+
+
 @pytest.mark.parametrize(
-    "options", [{"policy": "panic"}, {"interval": 0}, {"checks": 0}, {"line": 4.0}, {"line": 0.0}]
+    "options",
+    [
+        {"policy": "panic"},
+        {"interval": 0},
+        {"checks": 0},
+        {"look": 0},
+        {"line": 4.0},
+        {"line": 0.0},
+    ],
 )
 def test_options_that_make_no_sense(options: dict) -> None:
     with pytest.raises(InputError, match="guard"):
@@ -261,8 +286,11 @@ def test_ase_stops_while_a_hydrogen_leaves(guarded: Path, tmp_path: Path) -> Non
     with pytest.raises(ExtrapolationError, match=r"atom \d \([HO]\)"):
         dynamics.run(400)
     flag = guard.flags[0]
-    assert flag.step == dynamics.nsteps and flag.step % 25 == 0
+    assert flag.step == dynamics.nsteps and flag.step % guard.every == 0
     assert flag.time == pytest.approx(flag.step * 0.5e-3)
+    pair = r"(O 2 - H \d|H \d - O 2)"
+    assert re.fullmatch(rf"{pair} at 1\.\d\d Å, hardly ever seen in training", flag.reason)
+    assert flag.describe("it").endswith(f" ps), {flag.reason}")
     kept = ase.io.read(tmp_path / "out.xyz", ":")
     assert kept[-1].positions == pytest.approx(atoms.positions, abs=1e-6)
     assert not (kept[-1].pbc.any() or kept[-1].cell.any())

@@ -13,10 +13,11 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from mlpot.errors import InputError, ModelFileError
-from mlpot.graph import Graph, batch
+from mlpot.graph import Graph, batch, edge_vectors
 from mlpot.models import checkpoint
 from mlpot.models.checkpoint import load, load_extrapolation, save
-from mlpot.models.extrapolation import Extrapolation, fit, grade, last_hidden
+from mlpot.models.extrapolation import Extrapolation, grade, last_hidden, surroundings
+from mlpot.models.extrapolation_fit import fit
 from mlpot.models.potential import Potential
 from mlpot.neighbors import build_graph
 from tests.helpers import ethanol, random_potential, save_random_model
@@ -120,7 +121,8 @@ def test_unknown_elements_and_nan_are_infinitely_far(
     found = grades(model, fitted, molecule("CH3NO2"))  # N is covered, but was in no frame
     assert np.isinf(found[molecule("CH3NO2").numbers == 7]).all()
     hidden = torch.full((2, fitted.info.width), torch.nan)
-    assert torch.isinf(fitted(hidden, torch.tensor([1, 6]))).all()
+    graph = build_graph([1, 6], [[0.0, 0, 0], [1.1, 0, 0]], model.cutoff)
+    assert torch.isinf(fitted(hidden, graph, edge_vectors(graph))).all()
 
 
 def test_the_distance_is_that_of_mahalanobis(model: Potential) -> None:
@@ -140,6 +142,19 @@ def test_the_distance_is_that_of_mahalanobis(model: Potential) -> None:
         inverse = np.linalg.inv(0.95 * np.cov(x[z == k].T) + 0.05 * shared)
         expected = np.sqrt(np.einsum("ni,ij,nj->n", y, inverse, y) / y.shape[1])
         assert found.numpy() == pytest.approx(expected, rel=0.02)
+
+
+def test_means_over_neighbours_are_smooth_and_weighted() -> None:
+    """By hand for three atoms in a row, and without a step where one leaves."""
+    edges = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])  # sender, receiver
+    values, lengths = torch.tensor([[1.0], [10.0], [4.0]]), torch.tensor([1.0, 1.0, 1.5, 1.5])
+    near, far = (1 - 0.25) ** 2, (1 - 0.5625) ** 2
+    found = surroundings(values, edges, lengths, 2.0, own=0.5)
+    expected = [(0.5 + 10 * near) / (0.5 + near), 0.0, (2.0 + 10 * far) / (0.5 + far)]
+    expected[1] = (5.0 + near + 4 * far) / (0.5 + near + far)
+    assert found[:, 0].tolist() == pytest.approx(expected)
+    leaving = [surroundings(values, edges, lengths.clamp(min=x), 2.0)[0] for x in (1.999, 2.0)]
+    assert leaving[1] == 0 and leaving[0] < 0.01
 
 
 def test_grades_do_not_change_the_model(model: Potential, fitted: Extrapolation) -> None:
@@ -218,6 +233,28 @@ def test_files_of_format_1_still_load(saved: Path) -> None:
     assert isinstance(model, Potential) and info.format == 1 and info.extrapolation is None
     with pytest.raises(ModelFileError, match="mlpot guard"):
         load_extrapolation(saved)
+
+
+def test_statistics_of_format_2_still_grade(saved: Path) -> None:
+    """Before lengths of pairs were noted."""
+    tensors = {k: v for k, v in load_file(saved).items() if ".pairs." not in k}
+    assert len(tensors) == len(load_file(saved)) - 1
+    model, whole = load(saved)[0], load_extrapolation(saved)
+    description = json.loads(load(saved)[1].model_dump_json())
+    description["format"] = 2
+    for later in ("apart", "reaches"):
+        del description["extrapolation"][later]
+    width = description["extrapolation"]["width"]
+    tensors["extrapolation.slope"] = tensors["extrapolation.slope"][:width].clone()
+    description["sha256"] = checkpoint._hash(tensors, description)
+    save_file(tensors, saved, metadata={"mlpot": json.dumps(description)})
+    old = load_extrapolation(saved)
+    assert isinstance(model, Potential) and old.pairs is None
+    known, torn = ethanol(), ethanol()
+    torn.set_distance(0, 6, torn.get_distance(0, 6) + 0.4, fix=0)  # C-H
+    assert np.isfinite(grades(model, old, known)).all() and (grades(model, old, known) > 0).all()
+    graph = build_graph(torn.numbers, torn.positions, 5.0)
+    assert old.torn(graph, 6) is None and whole.torn(graph, 6) is not None
 
 
 def test_statistics_that_were_altered_or_do_not_fit(saved: Path) -> None:
