@@ -21,6 +21,10 @@ class ModelFileError(MLPotError):
     """Weights or an exported model that cannot be trusted: truncated, altered, unknown format."""
 
 
+class DamagedFileError(ModelFileError):
+    """A file that was cut off or altered on its way here; another copy may be sound."""
+
+
 class UnknownModelError(MLPotError, KeyError):
     """No model of that name in the zoo, and no such file."""
 

@@ -37,10 +37,11 @@ def candidates() -> list[Candidate]:
 
 
 def openmm_engines() -> list[str]:
-    """Engines of the OpenMM plugin, without ``auto``, which is one of the others."""
+    """Engines of the OpenMM plugin; ``auto`` is one of the others, and ``python`` takes the
+    compiled engine where that is in the cache, as it is here."""
     from mlpot_openmm.force import ENGINES
 
-    return [engine for engine in ENGINES if engine != "auto"]
+    return [engine for engine in ENGINES if engine not in ("auto", "python")]
 
 
 def evaluator(engine: str, atoms: Atoms) -> Evaluate:

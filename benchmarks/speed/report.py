@@ -50,9 +50,10 @@ def _machine(result: Result) -> list[str]:
     versions = ", ".join(f"{k} {v}" for k, v in m["versions"].items())
     load = result["load_average"]
     return [
-        "Milliseconds a step of dynamics in OpenMM (platform CPU), energies and forces in float32;",
+        "Milliseconds a step of dynamics in OpenMM (platform CPU), networks in float32;",
         f"medians of {result['rounds']} rounds in which all take turns, each row at its faster of",
-        f"1 and {result['threads']} threads. In brackets: one call only. In italics: no dynamics,",
+        f"1 and {result['threads']} threads (from 1,000 atoms on, and those that read the number",
+        f"once, at {result['threads']}). In brackets: one call only. In italics: no dynamics,",
         f"energy and forces alone. {m['cpu']}, {m['cores_allowed']} of {m['cores']} cores, load",
         f"{load[0]} before and {load[1]} after. Python {m['python']}, {versions}.",
     ]

@@ -12,7 +12,7 @@ from mlpot.active.records import RoundFiles, write_frames, write_json
 from mlpot.active.sanity import Sanity
 from mlpot.active.settings import RefineSettings
 from mlpot.deploy.grader import has_statistics
-from mlpot.deploy.load import could_compile, load
+from mlpot.deploy.load import compile_ahead, load
 from mlpot.md.guard import INTERVAL, Flag, Guard, ReplicaGuard
 from mlpot.md.replicas import Replicas
 from mlpot.md.reporters import Bar, Frame
@@ -172,7 +172,7 @@ def explore(
     thermal = frozenset(low.nonzero()[0].tolist() if run.number == 0 else ())
     scout = Scout(structure, settings, run.temperatures, guard, thermal)
     with torch_threads(settings.threads):
-        model = load(run.model, _engine(run, settings))
+        model = load(run.model, _engine(run, settings, structure))
         start = _relaxed(structure, Replicas(model, [structure.numbers], [structure.positions]))
         copies = len(run.temperatures)
         replicas = Replicas(
@@ -200,11 +200,12 @@ def explore(
     write_json(files.explored, _told(run, settings, scout, replicas))
 
 
-def _engine(run: Run, settings: RefineSettings) -> str:
+def _engine(run: Run, settings: RefineSettings, structure: Structure) -> str:
     """As `mlpot md`: a long simulation is worth the minute of compiling."""
     long = settings.steps * len(run.temperatures) >= LONG
-    if settings.engine == "auto" and long and could_compile(run.model):
-        return "compiled"
+    if settings.engine == "auto" and long:
+        given = structure.numbers, structure.positions
+        compile_ahead(run.model, None, *given, report=lambda line: None)
     return settings.engine
 
 

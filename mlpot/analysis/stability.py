@@ -29,7 +29,7 @@ from mlpot.analysis.scenarios import Planned, Scenario, plan
 from mlpot.analysis.subjects import CalculatorModel, Subject
 from mlpot.data.jobs import run as run_jobs
 from mlpot.data.record import Record
-from mlpot.deploy.load import could_compile, load
+from mlpot.deploy.load import compile_ahead
 from mlpot.errors import InputError
 from mlpot.md.settings import LONG
 
@@ -287,12 +287,11 @@ def _compile(subject: Subject, runs: Sequence[Planned], report: Callable[[str], 
         return
     steps = sum(run.scenario.steps for run in runs)
     on_cpu = subject.open().device.type == "cpu"
-    if on_cpu and steps >= LONG and could_compile(subject.model, subject.dtype):
-        report("compiling the model first, once: about a minute, for runs several times faster")
+    if on_cpu and steps >= LONG:
         smallest = min((run.molecule for run in runs), key=lambda m: len(m.numbers))
-        compiled = load(subject.model, "compiled", subject.dtype, "cpu")
-        compiled(smallest.numbers, smallest.positions)  # machine code is made when it is needed
-        subject.close()
+        given = smallest.numbers, smallest.positions
+        if compile_ahead(subject.model, subject.dtype, *given, report):
+            subject.close()
 
 
 def _processor() -> str:

@@ -8,6 +8,8 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +39,9 @@ from mlpot.models.tracing import example_graph, find_segments, sum_by_segments, 
 
 VARIANTS = ("one", "many")
 
-#: edges from which a structure is worth more than one core: below, waiting costs more
-SHARED_EDGES = 1000
+#: atoms from which a structure is worth more than one core: below, waiting costs more. Atoms and
+#: not edges, whose number may cross a line in the middle of a simulation
+SHARED_ATOMS = 70
 
 #: variant -> its package ready to run; None if it is not there and may not be made
 Load = Callable[[str], Runner | None]
@@ -74,7 +77,14 @@ class CompiledPotential:
             # a part for every thread, if it then has work enough
             parts = cut(graph, PART_EDGES, min(self.threads, max(1, 2 * edges // PART_EDGES)))
             return self._in_parts(graph, parts)
-        return self._whole(graph, "many" if self.threads > 1 and edges >= SHARED_EDGES else "one")
+        shared = self.threads > 1 and graph.numbers.shape[0] >= SHARED_ATOMS
+        return self._whole(graph, "many" if shared else "one")
+
+    def opens(self) -> bool:
+        """Is there a package that can be run?"""
+        with suppress(ModelFileError):
+            return any(self._runner(variant) is not None for variant in VARIANTS)
+        return False
 
     def _whole(self, graph: Graph, variant: str) -> Prediction:
         runner = self._runner(variant)
@@ -145,20 +155,30 @@ def compile_cached(
     """
     key = {**key, "dtype": str(potential.scale.dtype)}
 
+    def build(variant: str, path: Path) -> None:
+        if not may_compile:
+            raise _NotThereError
+        if not can_compile():
+            raise CompileError(
+                "the compiled engine needs a C++ compiler (g++) the first time. Install one, "
+                "or export on another machine with `mlpot export --format aoti`, or take "
+                "another engine"
+            )
+        compile_variant(potential, variant, path)
+
     def load(variant: str) -> Runner | None:
         told = {**key, "variant": variant}
-        if not cache_path(told).is_file():
-            if not may_compile:
-                return None
-            if not can_compile():
-                raise CompileError(
-                    "the compiled engine needs a C++ compiler (g++) the first time. Install one, "
-                    "or export on another machine with `mlpot export --format aoti`, or take "
-                    "another engine"
-                )
-        return cached(told, lambda path: compile_variant(potential, variant, path), open_runner)
+        if not may_compile and not cache_path(told).is_file():
+            return None
+        with suppress(_NotThereError):
+            return cached(told, partial(build, variant), open_runner)
+        return None
 
     return CompiledPotential(load)
+
+
+class _NotThereError(Exception):
+    """Damaged in the cache, and not to be compiled."""
 
 
 def is_cached(key: dict[str, Any], dtype: torch.dtype) -> bool:

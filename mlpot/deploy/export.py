@@ -1,6 +1,8 @@
 """Export: one file with its description inside, checked against eager before it is written."""
 
+import errno
 import io
+import os
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
@@ -9,14 +11,20 @@ import numpy as np
 import torch
 
 from mlpot import __version__
-from mlpot.deploy.compiled import VARIANTS, Only, compile_variant, write_package
+from mlpot.deploy.compiled import (
+    VARIANTS,
+    Only,
+    compile_variant,
+    read_package,
+    write_package,
+)
 from mlpot.deploy.engines import DTYPES
 from mlpot.deploy.metadata import ENTRY, Dtype, ExportInfo
 from mlpot.errors import ExportError, InputError
 from mlpot.graph import Graph, batch, to
 from mlpot.models.checkpoint import ModelInfo, load_potential, write_atomically
 from mlpot.models.compiled import can_compile, cpu_features, open_runner
-from mlpot.models.potential import Potential
+from mlpot.models.potential import Potential, Prediction
 from mlpot.models.scripting import script
 from mlpot.neighbors import build_graph
 from mlpot.zoo import resolve
@@ -61,6 +69,7 @@ def export(
         )
     if dtype not in DTYPES:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    check_target(Path(out))
     path = resolve(model)
     if path.suffix in FORMATS.values():
         raise InputError(f"{path} is exported already; export from the .safetensors weights")
@@ -68,6 +77,22 @@ def export(
     potential = potential.to(DTYPES[dtype])
     write = _export_script if format == "torchscript" else _export_compiled
     return write(potential, info, dtype, Path(out))
+
+
+def check_target(out: Path) -> None:
+    """Can a file be written there? Before minutes of work.
+
+    Raises:
+        InputError: it cannot.
+    """
+    try:
+        if out.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise InputError(f"{out} cannot be written: {error.strerror}. Name another file") from error
 
 
 def _export_script(potential: Potential, info: ModelInfo, dtype: Dtype, out: Path) -> ExportInfo:
@@ -87,7 +112,10 @@ def _export_compiled(potential: Potential, info: ModelInfo, dtype: Dtype, out: P
             compile_variant(potential, variant, path)
         candidates = [Only(v, open_runner(path)) for v, path in packages.items()]
         described = _described("compiled", candidates, potential, info, dtype)
-        write_package(packages, described, out)
+        joined = Path(folder) / "joined.pt2"
+        write_package(packages, described, joined)
+        read_package(joined)  # what is written is what can be read
+        write_atomically(out, joined.read_bytes())
     return described
 
 
@@ -134,14 +162,21 @@ def deviation(
         expected = potential(graph)
         for _ in range(3):
             got = candidate(graph)
-            atoms = graph.numbers.shape[0]
-            energy = float(
-                np.fmax(energy, float((got.energy - expected.energy).abs().max()) / atoms)
-            )
-            force = float(np.fmax(force, float((got.forces - expected.forces).abs().max())))
-            if not (torch.isfinite(got.energy).all() and torch.isfinite(got.forces).all()):
+            off = _difference(got, expected, graph)
+            if not np.isfinite(off).all():
                 return float("nan"), float("nan")
+            energy, force = max(energy, off[0]), max(force, off[1])
     return energy, force
+
+
+def _difference(got: Prediction, expected: Prediction, graph: Graph) -> tuple[float, float]:
+    """Largest of energies an atom, and of forces and virials an atom (those are forces times
+    distances)."""
+    atoms = torch.bincount(graph.batch, minlength=len(expected.energy)).clamp(min=1)
+    energy = (got.energy - expected.energy).abs() / atoms
+    virial = (got.virial - expected.virial).abs() / atoms[:, None, None]
+    force = (got.forces - expected.forces).abs()
+    return float(energy.max()), float(torch.cat([force.flatten(), virial.flatten()]).max())
 
 
 def check_graphs(elements: list[int], cutoff: float, dtype: torch.dtype) -> list[Graph]:

@@ -1,17 +1,21 @@
 """Load a model by name or path into an engine."""
 
+import copyreg
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import ArrayLike
 
 from mlpot.deploy.compiled import compile_cached, is_cached, read_package
 from mlpot.deploy.engines import DTYPES, ENGINES, DeployedModel
 from mlpot.deploy.metadata import ENTRY, ExportInfo, parse_export_info
-from mlpot.errors import InputError, ModelFileError
+from mlpot.errors import CompileError, InputError, ModelFileError
 from mlpot.models.checkpoint import load_potential, write_atomically
 from mlpot.models.compiled import cached, can_compile
+from mlpot.models.memory import keep_buffers
 from mlpot.models.potential import Potential
 from mlpot.models.scripting import script, settle
 from mlpot.zoo import resolve
@@ -44,10 +48,23 @@ def load(
         raise InputError(f"engine must be auto, {', '.join(ENGINES)}, got {engine!r}")
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"dtype must be {' or '.join(DTYPES)}, got {dtype!r}")
-    path = resolve(model)
-    loaded = _load(path, engine, dtype, _device(device))
+    path, where = resolve(model), _device(device)
+    if where.type == "cpu":
+        keep_buffers()
+    loaded = _load(path, engine, dtype, where)
     loaded.source = path
     return loaded
+
+
+def _reduced(model: DeployedModel) -> Any:
+    """A loaded model is pickled as what it was loaded from: machine code does not travel."""
+    if model.source is None:
+        return object.__reduce_ex__(model, 2)
+    dtype = str(model.dtype).removeprefix("torch.")
+    return load, (model.source, model.engine, dtype, model.device)
+
+
+copyreg.pickle(DeployedModel, _reduced)
 
 
 def _load(path: Path, engine: str, dtype: str | None, where: torch.device) -> DeployedModel:
@@ -59,7 +76,8 @@ def _load(path: Path, engine: str, dtype: str | None, where: torch.device) -> De
     key = {"weights": info.sha256}
     if engine == "auto" and where.type == "cpu" and is_cached(key, real):
         found = compile_cached(potential, key, may_compile=False)
-        return DeployedModel(found, info, "compiled", real, where)
+        if found.opens():  # a damaged package is no reason to compile unasked, or to fail
+            return DeployedModel(found, info, "compiled", real, where)
     if engine == "torchscript":
         return DeployedModel(_scripted(potential, key), info, engine, real, where)
     if engine == "compiled":
@@ -98,6 +116,33 @@ def could_compile(model: str | Path, dtype: str | None = None) -> bool:
     """Are these weights that are not compiled yet, and is there a compiler?"""
     weights = resolve(model).suffix == ".safetensors"
     return weights and can_compile() and not starts_compiled(model, dtype)
+
+
+def compile_ahead(
+    model: str | Path,
+    dtype: str | None,
+    numbers: ArrayLike,
+    positions: ArrayLike,
+    report: Callable[[str], Any],
+) -> bool:
+    """Make machine code before a long run, where that can be done and was not done yet.
+
+    Args:
+        numbers, positions: [N], [N, 3] Å, of what will be simulated.
+        report: told what is going on, and why the run has to do without it.
+
+    Returns:
+        whether machine code was made.
+    """
+    if not could_compile(model, dtype):
+        return False
+    report("compiling the model first, once: about a minute, for a run several times faster")
+    try:
+        load(model, "compiled", dtype, "cpu")(numbers, positions)
+    except (CompileError, ModelFileError) as error:
+        report(f"the run goes on without: {error}")
+        return False
+    return True
 
 
 def read_exported(

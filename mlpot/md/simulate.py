@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from mlpot import __version__
-from mlpot.deploy.load import could_compile
+from mlpot.deploy.load import compile_ahead
 from mlpot.errors import InputError, MLPotError
 from mlpot.md.guard import ExtrapolationError, make_guard
 from mlpot.md.hosts import HOSTS, Host
@@ -73,22 +73,21 @@ def simulate(
     atoms = settings.replicas * len(structure.numbers)
     threads = settings.threads or (1 if atoms <= ONE_THREAD else None)
     folder = output_folder(Path(out), overwrite)  # nothing is removed yet: the model may not load
-    if _worth_compiling(settings, model):
-        report("compiling the model first, once: about a minute, for a run several times faster")
-        settings = replace(settings, engine="compiled")
     with torch_threads(threads):
+        given = structure.numbers, structure.positions
+        if _long(settings) and compile_ahead(model, settings.dtype, *given, report):
+            settings = replace(settings, engine="compiled")
         kind = ReplicaRun if settings.replicas > 1 else _Run
         run = kind(structure, model, settings, folder, report)
         _check_distances(structure)
         return run.go(progress, console)
 
 
-def _worth_compiling(settings: Settings, model: str | Path) -> bool:
-    """Does compiling save a long run more time than it takes?"""
+def _long(settings: Settings) -> bool:
+    """Does compiling save this run more time than it takes?"""
     long = settings.steps * settings.replicas >= LONG
     on_cpu = not torch.cuda.is_available() and settings.platform in (None, "cpu", "CPU")
-    wanted = settings.engine == "auto" and long and on_cpu
-    return wanted and could_compile(model, settings.dtype)
+    return settings.engine == "auto" and long and on_cpu
 
 
 def _check_distances(structure: Structure) -> None:

@@ -6,6 +6,7 @@ the interpreter lock. Several threads, each with a part of a batch and one core,
 uses more than one core: unlike threads inside an operation they never wait for each other.
 """
 
+import atexit
 import ctypes
 import hashlib
 import json
@@ -13,6 +14,7 @@ import logging
 import os
 import platform
 import re
+import shutil
 import tempfile
 import threading
 import warnings
@@ -32,7 +34,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from mlpot import __version__
-from mlpot.errors import CompileError, ModelFileError
+from mlpot.errors import CompileError, DamagedFileError, ModelFileError
 from mlpot.models.checkpoint import write_atomically
 from mlpot.models.memory import keep_buffers
 from mlpot.models.tracing import dynamic_sizes
@@ -73,6 +75,9 @@ def compile_package(
         inputs: example inputs, the ones it was traced with.
         fixed: how many inputs in front never change their size.
         threads: `ONE_THREAD`, for graphs that add by index, or `ANY_THREADS`.
+
+    Raises:
+        CompileError: no working compiler, or no room for the package.
     """
     from torch._inductor import aoti_compile_and_package
 
@@ -92,7 +97,13 @@ def compile_package(
                 f"the model could not be compiled ({reason}). A working C++ compiler with OpenMP "
                 "(g++) is needed; or take another engine"
             ) from error
-        write_atomically(out, Path(made).read_bytes())
+        try:
+            write_atomically(out, Path(made).read_bytes())
+        except OSError as error:
+            raise CompileError(
+                f"the compiled model cannot be written to {out.parent} ({error.strerror}); make "
+                "room there, let MLPOT_CACHE name another folder, or take another engine"
+            ) from error
     return out
 
 
@@ -124,6 +135,10 @@ def cached(key: dict[str, Any], build: Callable[[Path], Any], read: Callable[[Pa
     or not in a state to be read.
 
     Code, torch and processor are part of the key, so nothing stale is ever run.
+
+    Args:
+        read: raises DamagedFileError (or RuntimeError) for what has to be built anew. Other errors
+            would come again.
     """
     path = cache_path(key)
 
@@ -131,8 +146,9 @@ def cached(key: dict[str, Any], build: Callable[[Path], Any], read: Callable[[Pa
         if path.is_file():
             try:
                 return read(path)
-            except (ModelFileError, RuntimeError):
-                path.unlink(missing_ok=True)
+            except (DamagedFileError, RuntimeError):
+                with suppress(OSError):  # of a shared cache
+                    path.unlink()
         return None
 
     with _BUILDING:  # inductor is one for the whole process
@@ -158,7 +174,8 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def cache_path(key: dict[str, Any]) -> Path:
-    """Where the package of ``key`` is, or would be."""
+    """Where the package of ``key`` is, or would be; a cache that is full of them need not be
+    writable."""
     told = {
         **key,
         "options": OPTIONS,
@@ -167,13 +184,18 @@ def cache_path(key: dict[str, Any]) -> Path:
         "cpu": cpu_features(),
     }
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-    return cache_folder() / f"{digest[:24]}.pt2"
+    name = f"{digest[:24]}.pt2"
+    there = _wanted_folder() / name
+    return there if there.is_file() else cache_folder() / name
+
+
+def _wanted_folder() -> Path:
+    return Path(os.environ.get("MLPOT_CACHE") or user_cache_path("mlpot"))
 
 
 def cache_folder() -> Path:
     """``MLPOT_CACHE``, or the user's cache folder; a temporary one where that is not writable."""
-    wanted = Path(os.environ.get("MLPOT_CACHE") or user_cache_path("mlpot"))
-    return _writable(wanted)
+    return _writable(_wanted_folder())
 
 
 @lru_cache
@@ -184,6 +206,7 @@ def _writable(folder: Path) -> Path:
             return folder
     except OSError as error:
         other = Path(tempfile.mkdtemp(prefix="mlpot-cache-"))
+        atexit.register(shutil.rmtree, other, ignore_errors=True)
         warnings.warn(
             f"compiled models cannot be kept in {folder} ({error.strerror}); they go to {other}. "
             "Set MLPOT_CACHE to a folder that you may write to",
@@ -310,7 +333,8 @@ def open_runner(path: str | Path, name: str = "model") -> Runner:
         name: of the graph, in a package with several.
 
     Raises:
-        ModelFileError: truncated, or no package.
+        DamagedFileError: truncated, or no package.
+        ModelFileError: this machine does not load it.
     """
     path = Path(path)
     try:
@@ -319,10 +343,14 @@ def open_runner(path: str | Path, name: str = "model") -> Runner:
             keep_buffers()
             known = _OPEN[key] = Runner(_load_library(path, name), CONCURRENT)
         return known
-    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+    except (ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise DamagedFileError(
+            f"{path} is truncated, or no compiled model ({error}); make it again"
+        ) from error
+    except (OSError, RuntimeError) as error:
         raise ModelFileError(
-            f"{path} cannot be loaded as a compiled model ({error}): it is truncated, was made on "
-            "another kind of machine, or the temporary folder (TMPDIR) does not allow execution"
+            f"{path} cannot be loaded as a compiled model ({error}): it was made on another kind "
+            "of machine, or the temporary folder (TMPDIR) is full or does not allow execution"
         ) from error
 
 

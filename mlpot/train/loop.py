@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mlpot.data.loader import GraphLoader, LabelledGraph
-from mlpot.errors import CompileError, InputError, MLPotError
+from mlpot.errors import CompileError, InputError, MLPotError, ModelFileError
 from mlpot.models.checkpoint import write_atomically
 from mlpot.models.compiled import cache_path, can_compile
 from mlpot.models.tracing import state
@@ -122,7 +122,7 @@ class TrainingModule(L.LightningModule):
             self.compiled = CompiledStep(
                 self.model, self.outputs, self.terms, self.predictions, self.key, threads
             )
-        except CompileError as error:
+        except (CompileError, ModelFileError) as error:
             if self.loop.compile == "yes":
                 raise
             report(f"training goes on without: {error}")

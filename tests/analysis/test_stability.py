@@ -101,22 +101,19 @@ def test_seeds_decide(soft: Subject, content: Content, tmp_path: Path) -> None:
 def test_a_long_suite_compiles_before_it_starts(
     soft: Subject, content: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Called once, and not only loaded: machine code is made at the first call."""
-    calls: list[int] = []
     asked: list[tuple] = []
 
-    def load(*words: Any) -> Any:
-        asked.append(words)
-        return lambda numbers, positions: calls.append(len(numbers))
+    def compile_ahead(*words: Any) -> bool:
+        asked.append((words[0], len(words[2])))
+        return True
 
-    monkeypatch.setattr(stability, "load", load)
-    monkeypatch.setattr(stability, "could_compile", lambda model, dtype: True)
+    monkeypatch.setattr(stability, "compile_ahead", compile_ahead)
     auto = replace(soft, engine="auto", device="cpu")
     run(auto, content, tmp_path / "short")
     assert not asked
     monkeypatch.setattr(stability, "LONG", 8 * 40)
     run(auto, content, tmp_path / "long")
-    assert asked == [(soft.model, "compiled", None, "cpu")] and calls == [3]
+    assert asked == [(soft.model, 3)]
     run(auto, content, tmp_path / "long")  # nothing to do, nothing to compile
     assert len(asked) == 1
 

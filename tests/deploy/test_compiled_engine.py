@@ -1,11 +1,13 @@
 """The compiled engine as users meet it: load, export, cache, and what it refuses."""
 
 import os
+import pickle
 import subprocess
 import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,14 +15,17 @@ import torch
 from torch._inductor.package import load_package
 
 from mlpot import MLPotCalculator
-from mlpot.deploy.compiled import compile_variant, is_cached
+from mlpot.deploy.compiled import SHARED_ATOMS, CompiledPotential, compile_variant, is_cached
 from mlpot.deploy.export import export
 from mlpot.deploy.load import load, starts_compiled
 from mlpot.deploy.metadata import ENTRY
 from mlpot.deploy.standalone import standalone
 from mlpot.errors import CompileError, InputError, ModelFileError
 from mlpot.graph import batch, halve
-from mlpot.models.compiled import can_compile
+from mlpot.md.replicas import Replicas
+from mlpot.models.checkpoint import load_potential
+from mlpot.models.compiled import PART_EDGES, cache_path, can_compile
+from mlpot.neighbors import build_graph
 from tests.helpers import ethanol, methanol_with_water, save_random_model
 
 pytestmark = pytest.mark.skipif(not can_compile(), reason="no C++ compiler on this machine")
@@ -63,6 +68,24 @@ def test_an_exported_package_gives_eagers_numbers(
                 np.testing.assert_allclose(got.stress, want.stress, atol=TOLERANCE[dtype], rtol=0)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_replicas_of_different_molecules(
+    weights: Path, exported: tuple[Path, str], threads: int
+) -> None:
+    """A batch is worked off in parts, of different sizes, whatever is in them."""
+    path, dtype = exported
+    molecules = [ethanol(), methanol_with_water(), ethanol()[:3], ethanol()[:1]] * 8
+    ends = []
+    for model in (load(weights, engine="eager", dtype=dtype), load(path)):
+        torch.set_num_threads(threads)
+        numbers, positions = zip(*((a.numbers, a.positions) for a in molecules), strict=True)
+        ensemble = Replicas(model, numbers, positions, temperatures=300.0, seeds=5)
+        assert ensemble.graph().edge_index.shape[1] > 2 * PART_EDGES
+        ensemble.step(10)
+        ends.append(np.concatenate(ensemble.positions))
+    assert ends[0] == pytest.approx(ends[1], abs=100 * TOLERANCE[dtype])
+
+
 def test_a_package_needs_no_compiler_and_no_weights(exported: tuple[Path, str]) -> None:
     path, _ = exported
     code = (
@@ -103,6 +126,46 @@ def test_the_first_use_compiles_and_the_next_finds_it(
     assert is_cached({"weights": again.model.info.sha256}, torch.float32)
     atoms.calc = again
     np.testing.assert_allclose(atoms.get_forces(), want.forces, atol=2e-5)
+
+
+def test_a_damaged_package_is_no_reason_to_compile_unasked(
+    weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLPOT_CACHE", str(tmp_path))
+    key = {"weights": load_potential(weights)[1].sha256, "dtype": "torch.float32"}
+    damaged = cache_path({**key, "variant": "one"})
+    damaged.write_bytes(b"half a package")
+    monkeypatch.setattr("mlpot.deploy.compiled.can_compile", lambda: False)
+    assert load(weights, device="cpu").engine == "eager"
+    assert not damaged.exists()
+
+
+def test_a_model_travels_as_what_it_was_loaded_from(weights: Path) -> None:
+    atoms = ethanol()
+    for engine in ("eager", "torchscript", "compiled"):
+        model = load(weights, engine=engine, dtype="float64", device="cpu")
+        again = pickle.loads(pickle.dumps(MLPotCalculator(model))).model
+        assert (again.engine, again.dtype, again.source) == (engine, model.dtype, weights)
+        want, got = (m(atoms.numbers, atoms.positions).forces for m in (model, again))
+        np.testing.assert_allclose(got, want, atol=1e-12)
+
+
+def test_atoms_and_not_neighbours_choose_the_package() -> None:
+    """A molecule that folds in the middle of a run must not start the compiler."""
+    asked: list[str] = []
+
+    def load_variant(variant: str) -> Any:
+        asked.append(variant)
+        raise CompileError(variant)
+
+    rng = np.random.default_rng(0)
+    for count, spacing in ((SHARED_ATOMS - 6, 1.2), (SHARED_ATOMS + 6, 8.0)):
+        positions = spacing * np.indices((5, 4, 4)).reshape(3, -1).T[:count]
+        positions += rng.normal(scale=0.01, size=positions.shape)
+        graph = build_graph(np.ones(count, dtype=int), positions, 4.0)
+        with pytest.raises(CompileError):
+            CompiledPotential(load_variant, threads=2)(graph)
+    assert asked == ["one", "many"]
 
 
 def test_auto_never_compiles(

@@ -1,6 +1,7 @@
 """Every engine x dtype x {fresh, reloaded} gives eager's numbers, at odd and even sizes."""
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ from mlpot.deploy.export import deviation, export
 from mlpot.deploy.load import load, read_exported
 from mlpot.deploy.standalone import standalone
 from mlpot.errors import ExportError, InputError, ModelFileError, UnknownModelError
+from mlpot.graph import Graph
 from mlpot.models.checkpoint import load_potential
+from mlpot.models.potential import Prediction
 from mlpot.models.scripting import script
 from tests.helpers import ethanol, methanol_with_water, save_random_model
 
@@ -99,6 +102,22 @@ def test_standalone_finds_the_same_neighbours(
         np.testing.assert_allclose(forces.numpy(), want.forces, atol=20 * TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("periodic", [False, True])
+def test_standalone_records_nothing_for_autograd(weights: Path, periodic: bool) -> None:
+    """OpenMM-Torch freezes the module, which drops every detach(), and wants a gradient for its
+    positions: all of a step was recorded, and took half as long again."""
+    model, atoms = load(weights, engine="torchscript"), ethanol()
+    module = standalone(model, atoms.numbers, periodic).eval()
+    frozen = torch.jit.freeze(torch.jit.script(module))
+    positions = torch.as_tensor(atoms.positions).requires_grad_(True)
+    cell = torch.eye(3, dtype=torch.float64) * (8.0 if periodic else 0.0)
+    want = model(atoms.numbers, atoms.positions, cell.numpy() if periodic else None)
+    for _ in range(3):  # torch.jit optimises after the first calls
+        energy, forces = frozen(positions, cell)
+        assert not energy.requires_grad and not forces.requires_grad
+        np.testing.assert_allclose(forces.numpy(), want.forces, atol=20 * TOLERANCE["float32"])
+
+
 def test_standalone_beyond_all_pairs(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load(weights, dtype="float64")
     atoms = methanol_with_water()
@@ -135,6 +154,29 @@ def test_export_refuses_a_wrong_model(
     with pytest.raises(ExportError, match="differs from eager"):
         export(weights, out)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("wrong", ["energy", "forces", "virial"])
+def test_the_check_sees_every_wrong_number(weights: Path, wrong: str) -> None:
+    good, info = load_potential(weights)
+    good = good.double()
+
+    def candidate(graph: Graph) -> Prediction:
+        prediction = good(graph)
+        value = getattr(prediction, wrong).detach().clone()
+        value[0] += 0.01
+        return prediction._replace(**{wrong: value})
+
+    assert max(deviation(good, good, info.elements, torch.float64)) == 0.0
+    assert max(deviation(candidate, good, info.elements, torch.float64)) > 0.0099
+
+
+def test_a_target_that_cannot_be_written_is_refused_first(weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder.pt").mkdir()
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "folder.pt", tmp_path / "file" / "model.pt"):
+        with pytest.raises(InputError, match=f"{re.escape(str(out))} cannot be written"):
+            export(weights, out)
 
 
 def test_deviation_sees_nan(weights: Path) -> None:

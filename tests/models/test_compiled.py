@@ -13,7 +13,7 @@ import torch
 
 from mlpot.deploy.compiled import CompiledPotential, Only, compile_variant
 from mlpot.deploy.export import check_graphs
-from mlpot.errors import InputError, ModelFileError
+from mlpot.errors import CompileError, DamagedFileError, InputError, ModelFileError
 from mlpot.graph import Graph, batch, cut, halve, take, whole
 from mlpot.models.compiled import cache_path, cached, can_compile, open_runner, workers
 from mlpot.models.potential import Potential
@@ -71,6 +71,14 @@ def test_scripted_graphs_give_eagers_numbers() -> None:
         for graph in graphs(potential):
             for _ in range(3):  # torch.jit optimises after the first calls
                 assert_same(scripted(graph), potential, graph)
+
+
+def test_scripted_graphs_run_whole_kernels() -> None:
+    """What tracing writes out is put together again: the gradient of silu, and linear layers."""
+    kinds = [node.kind() for node in script(small(heads=16)).inlined_graph.nodes()]
+    assert kinds.count("aten::silu_backward") == kinds.count("aten::silu") > 0
+    assert kinds.count("aten::linear") > 0
+    assert not {"aten::sigmoid", "aten::addmm"} & set(kinds)
 
 
 def test_threads_for_parts_leave_torch_as_it_was() -> None:
@@ -169,7 +177,7 @@ def test_the_cache_builds_once_and_tells_keys_apart(
 
     def read(path: Path) -> bytes:
         if path.read_bytes() != b"package":
-            raise ModelFileError("damaged")
+            raise DamagedFileError("damaged")
         return path.read_bytes()
 
     assert cached({"weights": "a"}, build, read) == cached({"weights": "a"}, build, read)
@@ -177,6 +185,27 @@ def test_the_cache_builds_once_and_tells_keys_apart(
     built[0].write_bytes(b"pack")  # cut off: made again, not a riddle for the user
     assert cached({"weights": "a"}, build, read) == b"package" and len(built) == 2
     assert cache_path({"weights": "b"}) != built[0] and built[0].parent == tmp_path
+
+    def cannot(path: Path) -> bytes:
+        raise ModelFileError("no execution in TMPDIR")
+
+    with pytest.raises(ModelFileError, match="TMPDIR"):
+        cached({"weights": "a"}, build, cannot)
+    assert built[0].is_file() and len(built) == 2  # a sound package is not thrown away
+
+
+def test_a_full_cache_need_not_be_writable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MLPOT_CACHE", str(tmp_path))
+    cached({"weights": "a"}, lambda path: path.write_bytes(b"package"), Path.read_bytes)
+    monkeypatch.setattr("mlpot.models.compiled.cache_folder", lambda: pytest.fail("wants to write"))
+    assert cached({"weights": "a"}, lambda path: None, Path.read_bytes) == b"package"
+
+
+def test_no_room_for_a_package_is_one_clear_error(tmp_path: Path) -> None:
+    potential = small(heads=16)
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(CompileError, match="cannot be written.*MLPOT_CACHE"):
+        compile_variant(potential, "one", tmp_path / "file" / "one.pt2")
 
 
 def test_of_two_processes_one_builds(tmp_path: Path) -> None:

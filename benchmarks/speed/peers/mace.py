@@ -94,4 +94,4 @@ def _evaluator(atoms: Atoms) -> Evaluate:
     return evaluate
 
 
-PEER = Peer("MACE, size of OFF23-small", _evaluator, _calculator, random=True, largest=300)
+PEER = Peer("MACE, size of OFF23-small", _evaluator, _calculator, random=True, largest=1500)

@@ -71,4 +71,4 @@ def _evaluator(atoms: Atoms) -> Evaluate:
     return evaluate
 
 
-PEER = Peer("PyG ViSNet, equal hyper-parameters", _evaluator, random=True, largest=300)
+PEER = Peer("PyG ViSNet, equal hyper-parameters", _evaluator, random=True, largest=1500)

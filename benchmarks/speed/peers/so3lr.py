@@ -22,4 +22,4 @@ def _evaluator(atoms: Atoms) -> Evaluate:
     return by_calculator(_calculator(atoms), atoms)
 
 
-PEER = Peer("SO3LR", _evaluator, _calculator, largest=300)
+PEER = Peer("SO3LR", _evaluator, _calculator, largest=1500)

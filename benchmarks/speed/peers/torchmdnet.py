@@ -116,7 +116,8 @@ def checkpoint(name: str) -> Iterator[Path]:
 
 
 PEERS = [
-    Peer(f"torchmd-net {name}", _evaluator(name), _calculator(name), random=True) for name in ARGS
+    Peer(f"torchmd-net {name}", _evaluator(name), _calculator(name), random=True, largest=10_000)
+    for name in ARGS
 ]
 
 
