@@ -1,12 +1,15 @@
 """The compiled engine: energy, forces and virial as machine code, without autograd.
 
-Two packages of one model. ``one`` runs on one core; a batch is cut into parts that fit its
-cache, which threads share. ``many`` shares the work inside one large structure.
+Three packages of one model. ``one`` runs on one core; a batch is cut into parts that fit its
+cache, which threads share. ``many`` shares the work inside one large structure. ``blocks`` works
+off a larger one in parts (`mlpot.models.blocks`), in a tenth of the memory.
 """
 
+import re
 import tempfile
+import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -17,8 +20,9 @@ import torch
 from torch import Tensor
 
 from mlpot.deploy.metadata import ENTRY, ExportInfo, parse_export_info
-from mlpot.errors import CompileError, ModelFileError
-from mlpot.graph import Cut, Graph, check_sizes, cut, halve, take
+from mlpot.errors import CompileError, DamagedFileError, ModelFileError
+from mlpot.graph import Cut, Graph, check, check_sizes, cut, halve, take
+from mlpot.models.blocks import predict
 from mlpot.models.checkpoint import write_atomically
 from mlpot.models.compiled import (
     ANY_THREADS,
@@ -33,18 +37,25 @@ from mlpot.models.compiled import (
     open_runner,
     workers,
 )
-from mlpot.models.memory import MANY_EDGES, keep_large_buffers
+from mlpot.models.memory import MANY_EDGES, keep_large_buffers, share_buffers
 from mlpot.models.potential import Potential, Prediction
+from mlpot.models.stages import has_stages, trace_stages
 from mlpot.models.tracing import example_graph, find_segments, sum_by_segments, trace_potential
 
-VARIANTS = ("one", "many")
+VARIANTS = ("one", "many")  # what an exported file holds
+BLOCKS = "blocks"
 
 #: atoms from which a structure is worth more than one core: below, waiting costs more. Atoms and
 #: not edges, whose number may cross a line in the middle of a simulation
 SHARED_ATOMS = 70
 
-#: variant -> its package ready to run; None if it is not there and may not be made
-Load = Callable[[str], Runner | None]
+#: atoms from which a structure is worked off in blocks: a fifth slower than the others on one core,
+#: 7 % on two, but 40 kB an atom; what those hold at once (480 kB) is a gigabyte from here on
+BLOCKED_ATOMS = 2000
+
+#: variant -> its package ready to run (of ``blocks``: all its graphs, by name); None if it is not
+#: there and may not be made
+Load = Callable[[str], Any]
 
 
 class CompiledPotential:
@@ -58,7 +69,7 @@ class CompiledPotential:
     def __init__(self, load: Load, threads: int | None = None):
         self._load = load
         self._fixed = threads
-        self._runners: dict[str, Runner | None] = {}
+        self._runners: dict[str, Any] = {}
         self._pool: ThreadPoolExecutor | None = None
 
     def __deepcopy__(self, memo: Any) -> "CompiledPotential":
@@ -71,36 +82,39 @@ class CompiledPotential:
     def __call__(self, graph: Graph) -> Prediction:
         check_sizes(graph)  # machine code takes them for granted; values it checks itself
         edges, structures = graph.edge_index.shape[1], graph.cell.shape[0]
-        if edges >= MANY_EDGES:
-            keep_large_buffers()
         if structures > 1 and edges > PART_EDGES // 2:
             # a part for every thread, if it then has work enough
             parts = cut(graph, PART_EDGES, min(self.threads, max(1, 2 * edges // PART_EDGES)))
             return self._in_parts(graph, parts)
-        shared = self.threads > 1 and graph.numbers.shape[0] >= SHARED_ATOMS
-        return self._whole(graph, "many" if shared else "one")
+        return self._whole(graph, self.threads)
 
     def opens(self) -> bool:
         """Is there a package that can be run?"""
         with suppress(ModelFileError):
-            return any(self._runner(variant) is not None for variant in VARIANTS)
+            return any(self._runner(variant) is not None for variant in (*VARIANTS, BLOCKS))
         return False
 
-    def _whole(self, graph: Graph, variant: str) -> Prediction:
-        runner = self._runner(variant)
-        if runner is None:  # not compiled yet, and not asked for: the other one can do it too
-            variant = VARIANTS[1 - VARIANTS.index(variant)]
+    def _whole(self, graph: Graph, threads: int) -> Prediction:
+        for variant in _best_first(graph.numbers.shape[0], threads):
             runner = self._runner(variant)
-        if runner is None:
-            raise CompileError(
-                "the compiled model has gone from the cache since it was chosen; start again, or "
-                "ask for engine='compiled'"
-            )
-        return Only(variant, runner)(graph)
+            if runner is None:  # not compiled yet, and not asked for: the next can do it too
+                continue
+            if variant == BLOCKS:
+                return predict(runner, check(graph), self._workers().map if threads > 1 else map)
+            if graph.edge_index.shape[1] >= MANY_EDGES:
+                keep_large_buffers()
+            return Only(variant, runner)(graph)
+        raise CompileError(
+            "the compiled model has gone from the cache since it was chosen; start again, or ask "
+            "for engine='compiled'"
+        )
 
     def _in_parts(self, graph: Graph, parts: list[Cut]) -> Prediction:
+        if graph.edge_index.shape[1] >= MANY_EDGES:
+            keep_large_buffers()
+
         def run(part: Cut) -> Prediction:
-            return self._whole(take(graph, part), "one")
+            return self._whole(take(graph, part), threads=1)
 
         if self.threads > 1 and len(parts) > 1:
             found = list(self._workers().map(run, parts))
@@ -118,14 +132,21 @@ class CompiledPotential:
             self._pool = workers(self.threads)
         return self._pool
 
-    def _runner(self, variant: str) -> Runner | None:
+    def _runner(self, variant: str) -> Any:
         if variant not in self._runners:
             self._runners[variant] = self._load(variant)
         return self._runners[variant]
 
 
+def _best_first(atoms: int, threads: int) -> tuple[str, ...]:
+    """Variants in the order in which they are wanted for so many atoms."""
+    shared = threads > 1 and atoms >= SHARED_ATOMS
+    whole = ("many", "one") if shared else ("one", "many")
+    return (BLOCKS, *whole) if atoms >= BLOCKED_ATOMS else (*whole, BLOCKS)
+
+
 class Only:
-    """One variant for every graph: what the self-check of an export runs."""
+    """``one`` or ``many`` for every graph: what the self-check of an export runs."""
 
     def __init__(self, variant: str, runner: Runner):
         self._variant, self._runner = variant, runner
@@ -147,7 +168,8 @@ def compile_cached(
     potential: Potential, key: dict[str, Any], may_compile: bool = True
 ) -> CompiledPotential:
     """The compiled engine of a potential. A package is made when it is first needed (about a
-    minute), kept in the cache, and found there the next time.
+    minute, two for ``blocks``), kept in the cache, and found there the next time. Where ``blocks``
+    cannot be made, a warning says so, and the others do its work.
 
     Args:
         key: what tells this potential from others: the hash of its weights.
@@ -166,13 +188,22 @@ def compile_cached(
             )
         compile_variant(potential, variant, path)
 
-    def load(variant: str) -> Runner | None:
-        told = {**key, "variant": variant}
+    def load(variant: str) -> Any:
+        told, blocks = {**key, "variant": variant}, variant == BLOCKS
+        if blocks and not has_stages(potential):
+            return None
         if not may_compile and not cache_path(told).is_file():
             return None
-        with suppress(_NotThereError):
-            return cached(told, partial(build, variant), open_runner)
-        return None
+        read: Callable[[Path], Any] = open_blocks if blocks else open_runner
+        try:
+            return cached(told, partial(build, variant), read)
+        except _NotThereError:
+            return None
+        except CompileError as error:
+            if not blocks:
+                raise
+            warnings.warn(f"{error}. Goes on in one piece, in ten times the memory", stacklevel=2)
+            return None
 
     return CompiledPotential(load)
 
@@ -181,14 +212,29 @@ class _NotThereError(Exception):
     """Damaged in the cache, and not to be compiled."""
 
 
-def is_cached(key: dict[str, Any], dtype: torch.dtype) -> bool:
-    """Will `compile_cached` start at once?"""
+def is_cached(
+    key: dict[str, Any], dtype: torch.dtype, variants: Sequence[str] = (*VARIANTS, BLOCKS)
+) -> bool:
+    """Is one of these variants there, so that `compile_cached` can start at once?"""
     told = {**key, "dtype": str(dtype)}
-    return any(cache_path({**told, "variant": variant}).is_file() for variant in VARIANTS)
+    return any(cache_path({**told, "variant": variant}).is_file() for variant in variants)
+
+
+def variants_for(potential: Potential, atoms: int) -> tuple[str, ...]:
+    """Those, any of which a long run of so many atoms is to have."""
+    return (BLOCKS,) if atoms >= BLOCKED_ATOMS and has_stages(potential) else VARIANTS
 
 
 def compile_variant(potential: Potential, variant: str, out: Path) -> None:
     """Trace and compile one variant into a package of its own."""
+    if variant == BLOCKS:
+        with tempfile.TemporaryDirectory() as folder:
+            packages = {}
+            for name, traced in trace_stages(potential).items():
+                path = Path(folder) / f"{name}.pt2"
+                packages[name] = compile_package(traced.graph, traced.example, 0, path)
+            _join(packages, out)
+        return
     module, example = trace_potential(potential), example_graph(potential)
     if variant == "one":
         compile_package(module, example, 0, out)
@@ -203,21 +249,45 @@ def compile_variant(potential: Potential, variant: str, out: Path) -> None:
 
 
 def write_package(packages: dict[str, Path], info: ExportInfo, out: Path) -> None:
-    """One ``.pt2`` file of both packages and their description. torch opens it as well:
+    """One ``.pt2`` file of ``one`` and ``many`` and their description. torch opens it as well:
     ``torch._inductor.package.load_package(out, model_name="one")``."""
+    _join(packages, out, {ENTRY: info.model_dump_json()})
+
+
+def _join(packages: dict[str, Path], out: Path, texts: dict[str, str] | None = None) -> None:
+    """Packages of one graph each as one file, with texts beside them."""
     with tempfile.TemporaryDirectory() as folder:
         joined = Path(folder) / "joined.pt2"
         with zipfile.ZipFile(joined, "w", zipfile.ZIP_STORED) as archive:
-            for variant, path in packages.items():
+            for graph, path in packages.items():
                 with zipfile.ZipFile(path) as package:
                     for name in package.namelist():
                         root, _, rest = name.partition("/")
-                        inside = rest.replace("aotinductor/model/", f"aotinductor/{variant}/")
+                        inside = rest.replace("aotinductor/model/", f"aotinductor/{graph}/")
                         target = f"model/{inside}"
                         if target not in archive.namelist():
                             archive.writestr(target, package.read(name))
-            archive.writestr(f"model/extra/{ENTRY}", info.model_dump_json())
+            for name, text in (texts or {}).items():
+                archive.writestr(f"model/extra/{name}", text)
         write_atomically(out, joined.read_bytes())
+
+
+def open_blocks(path: Path) -> dict[str, Runner]:
+    """All graphs of a package of ``blocks``, by name.
+
+    Raises:
+        DamagedFileError, ModelFileError: as `open_runner`.
+    """
+    try:
+        with zipfile.ZipFile(path) as package:
+            names = package.namelist()
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DamagedFileError(f"{path} is no compiled model ({error}); make it again") from error
+    graphs = {found[1] for name in names if (found := re.search("/aotinductor/(.+?)/", name))}
+    if not graphs:
+        raise DamagedFileError(f"{path} is no compiled model; make it again")
+    share_buffers()  # before there are threads that would want their own
+    return {graph: open_runner(path, graph) for graph in sorted(graphs)}
 
 
 def read_package(path: Path) -> tuple[CompiledPotential, ExportInfo]:
@@ -247,4 +317,4 @@ def read_package(path: Path) -> tuple[CompiledPotential, ExportInfo]:
             f"{', '.join(missing[:6])}. Export it again on this machine"
         )
     found = {variant: open_runner(path, variant) for variant in VARIANTS}
-    return CompiledPotential(found.__getitem__), info
+    return CompiledPotential(found.get), info

@@ -6,10 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from mlpot.deploy.compiled import compile_cached, is_cached, read_package
+from mlpot.deploy.compiled import (
+    BLOCKED_ATOMS,
+    compile_cached,
+    is_cached,
+    read_package,
+    variants_for,
+)
 from mlpot.deploy.engines import DTYPES, ENGINES, DeployedModel
 from mlpot.deploy.metadata import ENTRY, ExportInfo, parse_export_info
 from mlpot.errors import CompileError, InputError, ModelFileError
@@ -33,8 +40,9 @@ def load(
         model: a zoo name (`mlpot models`), a ``.safetensors`` file, or an exported ``.pt`` or
             ``.pt2``.
         engine: ``eager``, ``torchscript``, ``compiled`` (the first time it compiles, for about
-            a minute), or ``auto``: for weights compiled where that was done before, else
-            eager; for exported files what they hold.
+            a minute; for two more at the first structure of thousands of atoms), or ``auto``:
+            for weights compiled where that was done before, else eager; for exported files what
+            they hold.
         dtype: ``float32`` or ``float64``; None is float32 for weights, and the precision of
             export for exported files, which cannot be changed.
         device: ``cpu``, ``cuda``, ..., or ``auto``: a GPU if there is one.
@@ -112,10 +120,14 @@ def starts_compiled(model: str | Path, dtype: str | None = None) -> bool:
     return is_cached(key, DTYPES[dtype or "float32"])
 
 
-def could_compile(model: str | Path, dtype: str | None = None) -> bool:
-    """Are these weights that are not compiled yet, and is there a compiler?"""
-    weights = resolve(model).suffix == ".safetensors"
-    return weights and can_compile() and not starts_compiled(model, dtype)
+def could_compile(model: str | Path, dtype: str | None = None, atoms: int = 0) -> bool:
+    """Are these weights not compiled yet for so many atoms, and is there a compiler?"""
+    path = resolve(model)
+    if path.suffix != ".safetensors" or not can_compile():
+        return False
+    potential, info = load_potential(path)
+    real, fitting = DTYPES.get(dtype or "float32"), variants_for(potential, atoms)
+    return real is None or not is_cached({"weights": info.sha256}, real, fitting)
 
 
 def compile_ahead(
@@ -134,9 +146,13 @@ def compile_ahead(
     Returns:
         whether machine code was made.
     """
-    if not could_compile(model, dtype):
+    atoms = np.asarray(numbers).size
+    if not could_compile(model, dtype, atoms):
         return False
-    report("compiling the model first, once: about a minute, for a run several times faster")
+    if atoms >= BLOCKED_ATOMS:
+        report("compiling the model for large structures first, once: two to five minutes")
+    else:
+        report("compiling the model first, once: about a minute, for a run several times faster")
     try:
         load(model, "compiled", dtype, "cpu")(numbers, positions)
     except (CompileError, ModelFileError) as error:

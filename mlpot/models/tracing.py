@@ -52,19 +52,25 @@ def trace_potential(potential: Potential, rewrite: bool = True) -> GraphModule:
     `mlpot.graph.halve`, and outputs after the fourth are intermediate results.
     """
     potential = potential.eval()
-    frozen = [p for p in potential.parameters() if p.requires_grad]
-    for p in frozen:
-        p.requires_grad_(False)  # or their gradients would be traced as well
+
+    def predict(*fields: Tensor) -> tuple[Tensor, ...]:
+        p = potential(whole(Graph(*fields)) if rewrite else Graph(*fields))
+        return p.energy, p.interaction, p.forces, p.virial
+
+    with frozen(potential), paired(potential, rewrite):
+        return flat_graph(predict, example_graph(potential), 2, rewrite)
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """While tracing: no gradients of parameters, or they would be traced as well."""
+    learned = [p for p in model.parameters() if p.requires_grad]
+    for p in learned:
+        p.requires_grad_(False)
     try:
-
-        def predict(*fields: Tensor) -> tuple[Tensor, ...]:
-            p = potential(whole(Graph(*fields)) if rewrite else Graph(*fields))
-            return p.energy, p.interaction, p.forces, p.virial
-
-        with paired(potential, rewrite):
-            return _flat(predict, example_graph(potential), 2, rewrite)
+        yield
     finally:
-        for p in frozen:
+        for p in learned:
             p.requires_grad_(True)
 
 
@@ -114,7 +120,7 @@ def trace_gradients(
 
     inputs = [*state(model), *fixed, *example]
     with paired(model):
-        return _flat(step, inputs, edge_index=count + len(fixed) + 2)
+        return flat_graph(step, inputs, edge_index=count + len(fixed) + 2)
 
 
 def state(model: nn.Module) -> list[Tensor]:
@@ -125,9 +131,7 @@ def state(model: nn.Module) -> list[Tensor]:
 def example_graph(model: nn.Module) -> Graph:
     """A graph to trace with: values do not matter, but no two sizes are the same."""
     parameter = next(model.parameters())
-    # a size that a weight has as well would be taken for that of the weight, and fixed
-    taken = {size for p in (*model.parameters(), *model.buffers()) for size in p.shape}
-    structures, atoms, edges = [n for n in _SIZES if n not in taken][::3][:3]
+    structures, atoms, edges = example_sizes(model, 3)
     rng = torch.Generator().manual_seed(0)
     # any element will do, and 1 is a row of every table
     fields = Graph(
@@ -144,6 +148,13 @@ def example_graph(model: nn.Module) -> Graph:
             for f in fields
         )
     )
+
+
+def example_sizes(model: nn.Module, count: int) -> list[int]:
+    """So many sizes to trace with, ascending. A size that a weight has as well would be taken for
+    that of the weight, and fixed."""
+    taken = {size for p in (*model.parameters(), *model.buffers()) for size in p.shape}
+    return [n for n in _SIZES if n not in taken][::3][:count]
 
 
 class Segments(NamedTuple):
@@ -270,7 +281,7 @@ def dynamic_sizes(inputs: Sequence[Tensor], first: int) -> tuple[Any, ...]:
     )
 
 
-def _flat(
+def flat_graph(
     function: Callable[..., tuple[Tensor, ...]],
     inputs: Sequence[Tensor],
     edge_index: int,
