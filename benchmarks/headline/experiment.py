@@ -1,0 +1,256 @@
+"""Fine-tune, test, simulate, and keep what came of it: each once, whatever interrupts it.
+
+Trainings and simulations keep their own state in ``runs/headline/MODE/CASE`` and go on from
+there; numbers go to ``results/MODE.json`` as soon as they are known.
+"""
+
+import json
+import math
+import platform
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.accuracy.experiment import commit
+from benchmarks.headline.molecules import ROOT, Problem, chosen, tested
+from benchmarks.headline.settings import Case, Mode, Starts, cases, recipe
+from mlpot.analysis.criteria import judge
+from mlpot.analysis.records import Folder, failures_of, read_trajectory
+from mlpot.analysis.stability import Content
+from mlpot.analysis.stability import run as simulate
+from mlpot.analysis.subjects import subject
+from mlpot.data.splits import fingerprint
+from mlpot.errors import DataError, InputError
+from mlpot.models.checkpoint import load_potential, write_atomically
+from mlpot.train.finetune import evaluate, finetune
+from mlpot.train.losses import Errors
+
+Json = dict[str, Any]
+
+RESULTS = Path(__file__).parent / "results"
+STATE = ROOT / "runs" / "headline"
+
+
+def read_results(path: Path) -> Json:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def write_results(path: Path, result: Json) -> None:
+    text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    # a list of numbers on a line of its own, or thousands of lines would be
+    text = re.sub(r"\[[-+.,eE\d\s]*\]", lambda found: " ".join(found[0].split()), text)
+    write_atomically(path, text.encode())
+
+
+def settings_of(mode: Mode, starts: Starts, problems: Sequence[Problem]) -> Json:
+    """What decides the numbers."""
+    told = asdict(mode)
+    told["draws"] = {str(frames): count for frames, count in mode.draws.items()}
+    told["molecules"] = {p.name: fingerprint([*p.learn, *_all(p.tests)]) for p in problems}
+    told["models"] = {start: info.sha256 for start, info in starts.infos.items()}
+    return json.loads(json.dumps(told))  # as it will be read back
+
+
+def _all(tests: dict[float, list]) -> list:
+    return [record for frames in tests.values() for record in frames]
+
+
+class Experiment:
+    """Everything of one mode.
+
+    Args:
+        mode: what is done.
+        starts: from which models.
+        problems: molecules whose frames are here.
+        results: file of the numbers.
+        state: folder of trainings and trajectories.
+        absent: molecule -> why it is left out.
+        report: told, in a line, what is going on.
+
+    Raises:
+        InputError: ``results`` was begun under other settings.
+    """
+
+    def __init__(
+        self,
+        mode: Mode,
+        starts: Starts,
+        problems: Sequence[Problem],
+        results: Path,
+        state: Path,
+        absent: dict[str, str] | None = None,
+        report: Callable[[str], None] = lambda text: None,
+    ):
+        self.mode, self.starts, self.state = mode, starts, state
+        self.problems = {p.name: p for p in problems}
+        self.file, self.report = results, report
+        self.result = self._begun(absent or {})
+
+    def _begun(self, absent: dict[str, str]) -> Json:
+        settings = settings_of(self.mode, self.starts, list(self.problems.values()))
+        found = read_results(self.file)
+        if found and found["settings"] != settings:
+            changed = [k for k in settings if settings[k] != found["settings"].get(k)]
+            raise InputError(
+                f"{self.file.name} was begun with other {', '.join(changed)}; one table would mix "
+                "two experiments. Give the same options, or move that file and the folder "
+                f"{self.state.name} of its runs away to start anew"
+            )
+        return found or {
+            "settings": settings,
+            "commit": commit(),
+            "machine": f"{platform.machine()}, torch {torch.__version__}",
+            "absent": absent,
+            "molecules": {p.name: _described(p, self.mode) for p in self.problems.values()},
+            "trainings": {},
+            "models": {},
+        }
+
+    def run(self) -> None:
+        """Do what has not been done."""
+        for case in cases(self.mode, list(self.problems), list(self.starts.files)):
+            self.do(case)
+
+    def do(self, case: Case) -> None:
+        """Train with every learning rate, then test and simulate the model that validates best."""
+        trainings, models = self.result["trainings"], self.result["models"]
+        for rate in self.mode.rates:
+            key = training_key(case, rate)
+            if key not in trainings:
+                trainings[key] = self._trained(case, rate)
+                write_results(self.file, self.result)
+                self.report(f"{key}: {trainings[key]['validation_meV']}")
+        if case.key not in models:
+            rate = best_rate(trainings, case, self.mode.rates)
+            models[case.key] = self._driven(case, rate)
+            write_results(self.file, self.result)
+            self.report(f"{case.key}: {stable_of(models[case.key])}")
+
+    def _folder(self, case: Case, rate: float) -> Path:
+        return self.state / case.folder / f"rate-{rate:g}"
+
+    def _trained(self, case: Case, rate: float) -> Json:
+        problem = self.problems[case.molecule]
+        config = recipe(case, rate, problem.level, self.mode, self.starts)
+        frames = chosen(problem.learn, case.frames, case.draw)
+        start, begin = self.starts.files[case.start], (time.perf_counter(), time.process_time())
+        out = self._folder(case, rate)
+        info, errors = finetune(frames, config, out, start, False, lambda text: None)
+        return {
+            "learning_rate": rate,
+            "validation_loss": finite(info.provenance["validation"]["loss"]),
+            "validation_meV": millis(errors),
+            "minutes": round((time.perf_counter() - begin[0]) / 60, 3),
+            "core_hours": round((time.process_time() - begin[1]) / 3600, 5),
+        }
+
+    def _driven(self, case: Case, rate: float) -> Json:
+        problem = self.problems[case.molecule]
+        path = self._folder(case, rate) / "model.safetensors"
+        model = load_potential(path)[0]
+        errors = {
+            f"{t:g}": millis(evaluate(model, frames))
+            for t, frames in tested(problem.tests, self.mode.tested).items()
+        }
+        content = Content([self.mode.scenario], [problem.molecule])
+        out = self.state / case.folder / "simulations"
+        begin = time.perf_counter()
+        folder = simulate(subject(str(path)), content, out, report=self.report)
+        rows = verdicts(folder, problem)
+        return {
+            **case._asdict(),
+            "learning_rate": rate,
+            "test_meV": errors,
+            "runs": rows,
+            "minutes": round((time.perf_counter() - begin) / 60, 3),
+            "core_hours": round(sum(row.pop("cpu_seconds") for row in rows) / 3600, 5),
+        }
+
+
+def training_key(case: Case, rate: float) -> str:
+    return f"{case.key} | {rate:g}"
+
+
+def best_rate(trainings: dict[str, Json], case: Case, rates: Sequence[float]) -> float:
+    """By validation frames, which are part of the few; a training that diverged is last."""
+
+    def loss(rate: float) -> float:
+        found = trainings[training_key(case, rate)]["validation_loss"]
+        return math.inf if found is None else found
+
+    return min(rates, key=loss)
+
+
+def verdicts(folder: Folder, problem: Problem) -> list[Json]:
+    """The rules of `mlpot stability` on every run, for the bonds that are judged.
+
+    Lengths are compared with means of the reference method, not of the model's own simulations:
+    every start is measured by the same.
+
+    Raises:
+        DataError: a run has failed.
+    """
+    records = {r["key"]: r for r in folder.records()}
+    planned = folder.suite().runs
+    if missing := [key for key in planned if key not in records]:
+        why = set(failures_of(folder.records_file).values()) or {"they were cut off"}
+        raise DataError(f"{len(missing)} simulations in {folder.path.name} failed: {why}")
+    return [_verdict(records[key], folder, problem) for key in planned]
+
+
+def _verdict(record: Json, folder: Folder, problem: Problem) -> Json:
+    positions = read_trajectory(folder.trajectory(record["id"]))
+    found = judge(
+        problem.molecule.numbers,
+        problem.bonds,
+        problem.lengths,
+        positions,
+        np.array(record["temperatures"], dtype=np.float64),
+        np.array(record["thermostat"]),
+        np.arange(len(positions)) * record["interval"] / 1000,
+        end=record["steps"] * record["timestep"] / 1000,
+        lost=record["lost"],
+    )
+    return {
+        "temperature": record["temperature"],
+        "seed": record["seed"],
+        "stable_ps": round(found.stable_ps, 4),
+        "broke": found.broke,
+        "cause": found.cause,
+        "engine": record["engine"],
+        "cpu_seconds": record["cpu_seconds"],
+    }
+
+
+def stable_of(model: Json) -> str:
+    """'300 K 20 20, 1000 K 0.4 1.2'"""
+    by_kelvin: dict[float, list[str]] = {}
+    for run in model["runs"]:
+        by_kelvin.setdefault(run["temperature"], []).append(f"{run['stable_ps']:g}")
+    return "stable ps " + ", ".join(f"{t:g} K {' '.join(v)}" for t, v in by_kelvin.items())
+
+
+def _described(problem: Problem, mode: Mode) -> Json:
+    return {
+        "smiles": problem.molecule.smiles,
+        "atoms": len(problem.molecule.numbers),
+        "level": problem.level,
+        "not_judged": problem.mobile,
+        "tested": {f"{t:g}": len(f) for t, f in tested(problem.tests, mode.tested).items()},
+    }
+
+
+def millis(errors: Errors) -> Json:
+    """meV/atom and meV/Å of eV/atom and eV/Å; None for what is no number."""
+    found = {name: finite(1e3 * value) for name, value in errors._asdict().items()}
+    return {name: None if v is None else float(f"{v:.6g}") for name, v in found.items()}
+
+
+def finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,248 @@
+"""Stored numbers as Markdown: a page for a mode, and what goes between the README's markers."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.headline.molecules import MOLECULES, ROOM
+from benchmarks.headline.settings import DENOISED, NOTHING, PRETRAINED
+from benchmarks.headline.statistics import (
+    GOAL,
+    GOAL_FRAMES,
+    GOAL_KELVIN,
+    GOAL_MOLECULES,
+    GOAL_PS,
+    Estimate,
+    Goal,
+    errors,
+    gain,
+    goal,
+    mean_error,
+    median_time,
+    molecules_of,
+    sizes,
+    stable_times,
+    whole,
+)
+
+Json = dict[str, Any]
+
+START, END = "<!-- headline: generated -->", "<!-- end -->"
+STARTS = (NOTHING, DENOISED, PRETRAINED)
+_SIGN = {"": "", ">=": "≥ ", "<=": "≤ ", "?": "? "}
+
+
+def write_block(path: Path, text: str) -> bool:
+    """Replace what stands between the markers; False where there are none."""
+    content = path.read_text(encoding="utf-8")
+    pattern = re.compile(f"{re.escape(START)}.*?{re.escape(END)}", re.S)
+    if not pattern.search(content):
+        return False
+    path.write_text(pattern.sub(lambda _: f"{START}\n{text}\n{END}", content), encoding="utf-8")
+    return True
+
+
+def block(result: Json) -> str:
+    """For the README: verdict, stable times, errors."""
+    parts = [_intro(result), verdicts(result), _times(result), _errors(result, "force_mae")]
+    return "\n\n".join("\n".join(lines) for lines in parts if lines)
+
+
+def page(result: Json, mode: str) -> str:
+    """Everything, for results/MODE.md."""
+    parts = [
+        [f"# Scratch, denoised, pretrained: {mode}"],
+        [block(result)],
+        ["## Other errors"],
+        *(_errors(result, name) for name in ("force_rmse", "energy_mae", "energy_rmse")),
+        ["## Molecules"],
+        _described(result),
+        *(_by_molecule(result, frames, kelvin) for frames, kelvin in _cells(result)),
+        *(
+            _errors(result, e, [m])
+            for m in molecules_of(result)
+            for e in ("force_mae", "energy_mae")
+        ),
+        _costs(result),
+    ]
+    return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
+
+
+def number(value: float) -> str:
+    """Three significant digits without an exponent."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def told(estimate: Estimate | None) -> str:
+    """'≥ 20 (3.1 to 20)'; a dash for what was not measured."""
+    if estimate is None:
+        return "–"
+    value, low, high, bound = estimate
+    text = f"{_SIGN[bound]}{number(value)}"
+    return text if low == high == value else f"{text} ({number(low)} to {number(high)})"
+
+
+# --- the parts -----------------------------------------------------------------------------------
+
+
+def _intro(result: Json) -> list[str]:
+    s, names = result["settings"], molecules_of(result)
+    draws = ", ".join(f"{count} of {frames}" for frames, count in s["draws"].items())
+    lines = [
+        f"{_counted(len(names), 'molecule')} never seen in training ({', '.join(names)}). Each "
+        "start gets the",
+        f"same frames at {ROOM:g} K (draws: {draws}; a fifth, at most 20, to validate by), "
+        f"{s['steps']:,} steps, and",
+        f"the better of {_counted(len(s['rates']), 'learning rate')}. Then "
+        f"{_counted(s['replicas'], 'Langevin run')} of "
+        f"{s['picoseconds']:g} ps at each temperature, whole until a",
+        "bond is 0.5 Å off its mean, a hydrogen is lost, or it explodes; ≥ where the median run",
+        "was whole to its end. Medians over all runs; 95 % intervals over molecules, draws and",
+        "seeds in brackets.",
+    ]
+    lines += [f"Left out: {name} ({why})." for name, why in result["absent"].items()]
+    if missing := _missing(result):
+        lines.append(f"Not finished: {missing} models are still to be made.")
+    return lines
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def _missing(result: Json) -> int:
+    s = result["settings"]
+    starts = 1 + len(s["models"])
+    return sum(s["draws"].values()) * len(result["molecules"]) * starts - len(result["models"])
+
+
+def verdicts(result: Json) -> list[str]:
+    """A line for every number of frames at the goal's temperature."""
+    if GOAL_KELVIN not in result["settings"]["temperatures"]:
+        return []
+    return [_verdict(result, goal(result, frames)) for frames in sizes(result)]
+
+
+def _verdict(result: Json, found: Goal) -> str:
+    label = f"- {found.frames} frames, {found.kelvin:g} K"
+    if found.estimate is None:
+        return f"{label}: not measured."
+    end = result["settings"]["picoseconds"]
+    mine, base = (
+        told(median_time(stable_times(result, found.frames, start, found.kelvin), end))
+        for start in (PRETRAINED, NOTHING)
+    )
+    times = f"median stable time {mine} ps from the pretrained model, {base} ps from nothing"
+    if found.estimate.bound == "?":
+        return f"{label}: {times}: both outlast the runs, so their ratio cannot be told."
+    text = f"{label}: {times}: {told(found.estimate)} times"
+    if found.frames != GOAL_FRAMES:
+        return f"{text}."
+    if not found.enough:
+        return (
+            f"{text}; whether the goal of {GOAL:g} is met is decided by {GOAL_PS:g} ps of "
+            f"{GOAL_MOLECULES} molecules or more."
+        )
+    words = {True: "met", False: "missed", None: "not decided: the runs are too short"}
+    return f"{text}; the goal of {GOAL:g} is {words[found.met]}."
+
+
+def _times(result: Json) -> list[str]:
+    kelvins, end = result["settings"]["temperatures"], result["settings"]["picoseconds"]
+    head = " | ".join(f"{t:g} K" for t in kelvins)
+    lines = [f"| stable ps | from | {head} |", "|---|---|" + "---|" * len(kelvins)]
+    for frames, start in _rows(result):
+        groups = [stable_times(result, frames, start, t) for t in kelvins]
+        cells = " | ".join(told(median_time(g, end)) for g in groups)
+        lines.append(f"| {frames} frames | {start} | {cells} |")
+    return lines
+
+
+_NAMES = {
+    "force_mae": "forces MAE, meV/Å",
+    "force_rmse": "forces RMSE, meV/Å",
+    "energy_mae": "energy MAE, meV/atom",
+    "energy_rmse": "energy RMSE, meV/atom",
+}
+
+
+def _errors(result: Json, name: str, molecules: Sequence[str] = ()) -> list[str]:
+    """Of all molecules, or of these."""
+    kelvins = _labelled(result, molecules or molecules_of(result))
+    counted = {
+        t: "" if molecules else f" ({_counted(len(m), 'molecule')})" for t, m in kelvins.items()
+    }
+    head = " | ".join(f"{t:g} K{of}" for t, of in counted.items())
+    label = f"{', '.join(molecules)}: {_NAMES[name]}" if molecules else _NAMES[name]
+    lines = [f"| {label} | from | {head} |", "|---|---|" + "---|" * len(kelvins)]
+    for frames, start in _rows(result):
+        found = [mean_error(errors(result, frames, start, t, name, molecules)) for t in kelvins]
+        lines.append(f"| {frames} frames | {start} | {' | '.join(told(e) for e in found)} |")
+    return lines
+
+
+def _labelled(result: Json, molecules: Sequence[str]) -> dict[float, list[str]]:
+    """K -> those of the molecules with labelled frames there."""
+    found: dict[float, list[str]] = {}
+    for name in molecules:
+        for kelvin in result["molecules"][name]["tested"]:
+            found.setdefault(float(kelvin), []).append(name)
+    return dict(sorted(found.items()))
+
+
+def _rows(result: Json) -> list[tuple[int, str]]:
+    done = {(m["frames"], m["start"]) for m in result["models"].values()}
+    return [(n, s) for n in sizes(result) for s in STARTS if (n, s) in done]
+
+
+def _described(result: Json) -> list[str]:
+    lines = ["| molecule | what | atoms | labels | bonds not judged |", "|---|---|---|---|---|"]
+    for name in molecules_of(result):
+        m = result["molecules"][name]
+        mobile = ", ".join(m["not_judged"]) or "–"
+        lines.append(
+            f"| {name} | {MOLECULES.get(name, '')} | {m['atoms']} | {m['level']} | {mobile} |"
+        )
+    return lines
+
+
+def _cells(result: Json) -> list[tuple[int, float]]:
+    return [(n, t) for n in sizes(result) for t in result["settings"]["temperatures"]]
+
+
+def _by_molecule(result: Json, frames: int, kelvin: float) -> list[str]:
+    end = result["settings"]["picoseconds"]
+    starts = [s for n, s in _rows(result) if n == frames]
+    head = " | ".join(f"{s}, ps | whole" for s in starts)
+    lines = [
+        f"| {frames} frames, {kelvin:g} K | {head} | {PRETRAINED} / {NOTHING} |",
+        "|---|" + "---|---|" * len(starts) + "---|",
+    ]
+    for name in molecules_of(result):
+        groups = {s: stable_times(result, frames, s, kelvin, [name]) for s in starts}
+        cells = []
+        for found in groups.values():
+            share = "{} of {}".format(*whole(found)) if found else "–"
+            cells += [told(median_time(found, end)), share]
+        ratio = gain(groups.get(PRETRAINED, {}), groups.get(NOTHING, {}), end)
+        lines.append(f"| {name} | {' | '.join(cells)} | {told(ratio)} |")
+    return lines
+
+
+def _costs(result: Json) -> list[str]:
+    training = sum(t["core_hours"] for t in result["trainings"].values())
+    driving = sum(m["core_hours"] for m in result["models"].values())
+    causes: dict[str, int] = {}
+    for model in result["models"].values():
+        for run in model["runs"]:
+            if run["broke"]:
+                kind = run["cause"].split()[0]
+                causes[kind] = causes.get(kind, 0) + 1
+    broken = ", ".join(f"{kind} {count}" for kind, count in sorted(causes.items())) or "nothing"
+    shas = ", ".join(f"{start} {sha[:8]}" for start, sha in result["settings"]["models"].items())
+    return [
+        f"What broke runs: {broken}. {len(result['trainings'])} trainings took {training:.3g} "
+        f"core-hours, simulations {driving:.3g}. Weights (SHA-256): {shas}. Commit "
+        f"{result['commit']}; {result['machine']}."
+    ]
