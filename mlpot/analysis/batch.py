@@ -28,6 +28,10 @@ CHECKPOINT = 60.0
 #: Å, of distorted starts: the most a bond is off, and the closest two atoms come
 STRAIN, CLOSEST = 0.3, 0.8
 
+#: Å longer than at the start: whatever rule a run is judged by, such a bond has broken it. What is
+#: in pieces is not integrated any further
+PIECES = 5.0
+
 _SERIES = ("temperatures", "thermostat", "potential", "kinetic")
 
 
@@ -76,6 +80,8 @@ class _Going:
         self.model = batch.subject.open()
         self.frames: list[list[NDArray[np.float32]]] = [[] for _ in batch.runs]
         self.series: dict[str, list[list[float]]] = {s: [[] for _ in batch.runs] for s in _SERIES}
+        molecules = [run.molecule for run in batch.runs]
+        self.bonds = [find_bonds(m.numbers, m.positions) for m in molecules]
         self.done = 0  # frames after the first
         self.spent = -time.process_time()  # CPU seconds, when the time now is added
         self.saved = time.monotonic()
@@ -94,6 +100,8 @@ class _Going:
             self.replicas.step(s.stride)
             self.done += 1
             self._record(np.array(target), self.replicas.alive.nonzero()[0])
+            if pieces := [r for r in self.replicas.alive.nonzero()[0] if self._pieces(r)]:
+                self.replicas.remove(pieces)
             if time.monotonic() - self.saved > CHECKPOINT:
                 self._save()
         self._save()  # whoever keeps the records removes it
@@ -102,6 +110,13 @@ class _Going:
                 self.folder.trajectory(run.id), np.array(self.frames[r]), self._interval
             )
         return [self._record_of(r) for r in range(count)]
+
+    def _pieces(self, r: int) -> bool:
+        """Is the last frame of a run one of fragments, far from each other?"""
+        molecule, now = self.batch.runs[r].molecule, self.frames[r][-1]
+        bonds = self.bonds[r]
+        grown = bond_lengths(now[None], bonds) - bond_lengths(molecule.positions[None], bonds)
+        return bool((grown > PIECES).any())
 
     @property
     def _interval(self) -> float:
@@ -206,7 +221,7 @@ class _Going:
             "interval": self._interval,
             "steps": lost.get(r, self.done * self.scenario.stride),
             "lost": r in lost,
-            "reason": self._reason() if r in lost else "",
+            "reason": self._reason(r) if r in lost else "",
             **{name: [_short(v) for v in self.series[name][r]] for name in _SERIES},
             "last": np.round(self.replicas.positions[r], 4).tolist() if r in lost else None,
             "trajectory": self.folder.trajectory(run.id).name,
@@ -215,7 +230,9 @@ class _Going:
             "cpu_seconds": round(share * (self.spent + time.process_time()), 3),
         }
 
-    def _reason(self) -> str:
+    def _reason(self, r: int) -> str:
+        if self._pieces(r):
+            return f"in pieces: a bond {PIECES:g} Å longer than at the start"
         if isinstance(self.model, CalculatorModel) and self.model.trouble:
             return self.model.trouble
         return "hotter than its thermostat by 10,000 K, or a NaN"

@@ -385,6 +385,18 @@ def test_springs_that_push_break_every_run(tmp_path: Path, spring: float, cause:
         assert r["lost"] and np.shape(r["last"]) == (6, 3)
 
 
+def test_what_is_in_pieces_is_not_simulated_any_further(tmp_path: Path) -> None:
+    """Springs too soft to be an explosion; whatever the rule, the verdict is that of a full run."""
+    scenario = Scenario("ladder", ("standard",), (300.0,), 2.0, interval=2.0)
+    content = Content([scenario], [small("CH3OH")])
+    how = subject(HARMONIC, {"spring": -0.02})
+    folder = run(how, content, tmp_path / "suite")
+    (record,), (one,) = runs_of(folder).values(), analyze(folder.path)["runs"]
+    assert record["reason"].startswith("in pieces") and record["steps"] < 2000
+    assert one["cause"].startswith("bond") and one["stable_ps"] < 0.5e-3 * record["steps"]
+    assert len(record["temperatures"]) == 1 + record["steps"] // 4
+
+
 def test_a_calculator_that_gives_up_on_the_way_is_a_broken_run(tmp_path: Path) -> None:
     how = subject(HARMONIC, {"fail_after": 20})
     scenario = Scenario("ladder", ("standard",), (300.0,), 0.02, interval=2.0)
