@@ -140,13 +140,13 @@ def above(atoms: Atoms) -> dict[str, float]:
     }
 
 
-def acac(mode: str, folder: Path) -> dict[str, Any]:
+def acac(mode: str, name: str, folder: Path) -> dict[str, Any]:
     """Fine-tuned on 300 K; 600 K, dihedral scan and H transfer lie outside."""
     records = split_isolated(read(DATA / "acac" / "train_300K.xyz.gz"))[1]
     recipe: dict[str, Any] = {"name": "acac", "validation": 50, "test": 0}
     loop = {"steps": STEPS[mode], "validate_every": STEPS[mode]}
     config = FinetuneConfig.model_validate(recipe | {"loop": loop})
-    finetune(records, config, folder, resolve("pretrained-visnet"), progress=False)
+    finetune(records, config, folder, resolve(name), progress=False)
     model, _ = load_potential(folder / "model.safetensors")
     split = load_split(folder / "split.json", records)
     training, held = ([records[i] for i in part] for part in (split.train, split.validation))
@@ -186,7 +186,11 @@ def run(mode: str = "fast", model: str = "pretrained-visnet", folder: Path = Pat
     """Measure and write results/calibration.json."""
     torch.set_num_threads(1)
     typer.echo("acac")
-    result = {"mode": mode, "model": model, "acac": acac(mode, folder / f"acac-{mode}")}
+    result = {
+        "mode": mode,
+        "model": Path(model).stem,
+        "acac": acac(mode, model, folder / f"acac-{mode}"),
+    }
     typer.echo("drug-like")
     result["druglike"] = druglike(mode, model)
     RESULTS.mkdir(exist_ok=True)

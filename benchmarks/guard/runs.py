@@ -33,14 +33,16 @@ ROOT = Path(__file__).resolve().parents[2]
 ACAC = ROOT.parent / "shared" / "data" / "acac" / "train_300K.xyz.gz"
 RESULTS = Path(__file__).parent / "results"
 
-#: name -> SMILES; the last three are of the test part of recipes/held_out.json
+#: name -> SMILES; oxime, sulfonamide and pyrazole are of the test part of recipes/held_out.json.
+#: The constants of guard and coverage were chosen on the first four, the last two were put aside
 MOLECULES = {
     "aspirin": "CC(=O)Oc1ccccc1C(=O)O",
     "ethanol": "CCO",
-    "acetylacetone": "",  # the first frame of the acac training set, an enol
     "acetophenone oxime": r"C/C(=N\O)c1ccccc1",
     "piperidine sulfonamide": "NS(=O)(=O)N1CCCCC1",
+    "acetylacetone": "",  # the first frame of the acac training set, an enol
     "aryl aminopyrazole": "Cc1c(N)c(-c2cc(Br)ccc2F)nn1C",
+    "alanine dipeptide": "CC(=O)N[C@@H](C)C(=O)NC",
 }
 
 #: Å
@@ -126,10 +128,16 @@ def molecule(name: str) -> Atoms:
 
 
 def simulated(
-    model: Path, atoms: Atoms, kelvin: float, ps: float, count: int, usual: np.ndarray | None
+    model: Path,
+    atoms: Atoms,
+    kelvin: float,
+    ps: float,
+    count: int,
+    usual: np.ndarray | None,
+    keep: bool,
 ) -> tuple[dict[str, Any], np.ndarray, Grades]:
-    """What came of it, mean bond lengths, and all grades."""
-    timestep, engine = 0.5, load(model)
+    """What came of it, mean bond lengths, and all grades if they are to be kept."""
+    timestep, engine = 0.5, load(model, engine="compiled")
     guard = Guard(model, "warn", report=lambda line: None)
     numbers, positions = [atoms.numbers] * count, [atoms.positions] * count
     replicas = Replicas(engine, numbers, positions, temperatures=kelvin, seeds=1000)
@@ -138,7 +146,7 @@ def simulated(
     bonds, watch = Bonds(start, usual), ReplicaGuard(guard)
     assert isinstance(guard.grader, FeatureGrader)
     kept = Grades(watch, guard.grader)
-    replicas.observers += [bonds, watch, kept]
+    replicas.observers += [bonds, watch, kept] if keep else [bonds, watch]
     replicas.step(round(1000 * ps / timestep))
     broken = {r: bonds.broken.get(r, step) for r, step in replicas.lost.items()}
     first: dict[int, Any] = {}
@@ -183,7 +191,7 @@ def run(
     for which in molecules.split(","):
         atoms, usual, rows = molecule(which), None, []
         for kelvin, time, count in stages:
-            row, mean, kept = simulated(path, atoms, kelvin, time, count, usual)
+            row, mean, kept = simulated(path, atoms, kelvin, time, count, usual, grades is not None)
             usual = mean if usual is None else usual
             rows.append(row)
             typer.echo(f"{which}: {json.dumps(row)}")

@@ -157,27 +157,32 @@ class Guard:
 
 
 class Watch:
-    """One system under a guard: counts, so that a single high grade is no alarm."""
+    """One system under a guard: counts, so that a single high grade is no alarm.
+
+    Attributes:
+        outside: whether an excursion is under way.
+    """
 
     def __init__(self, guard: Guard, grade: BoundGrader, system: int | None):
         self.guard, self.system = guard, system
         self._grade = grade
         self._row = np.zeros(len(grade.numbers), dtype=np.int64)  # checks above the line
         self._calm = guard.checks  # checks since the last atom was above it
-        self._outside = False
+        self.outside = False
         # frames that a flag would save
         self._waiting: deque[tuple[Any, ...]] = deque(maxlen=guard.checks)
 
     def look(
         self, step: int, time: float, positions: ArrayLike, cell: ArrayLike | None = None
     ) -> NDArray[np.float64] | None:
-        """`check`, at every `interval`-th step; in between only if a length is above ``sure``, and
-        else None."""
+        """`check`, at every `interval`-th step; in between only where an excursion begins, with a
+        length that is above ``sure``, and else None."""
         guard = self.guard
-        due = step % guard.interval == 0
-        if due or self._grade.length_grades(positions, cell).max() > guard.sure:
+        if step % guard.interval == 0:
             return self.check(step, time, positions, cell)
-        return None
+        if self.outside or self._grade.length_grades(positions, cell).max() <= guard.sure:
+            return None
+        return self.check(step, time, positions, cell)
 
     def check(
         self, step: int, time: float, positions: ArrayLike, cell: ArrayLike | None = None
@@ -213,20 +218,20 @@ class Watch:
         if not above.any():
             self._calm += 1
             self._waiting.clear()
-            self._outside = self._outside and self._calm < guard.checks
+            self.outside = self.outside and self._calm < guard.checks
             return
         self._calm = 0
         self._waiting.append((step, time, np.array(positions), grades, cell))
         patient = self._row >= guard.checks
-        begun = not self._outside and (bool(patient.any()) or grades[atom] > guard.sure)
+        begun = not self.outside and (bool(patient.any()) or grades[atom] > guard.sure)
         if begun:
-            self._outside = True
+            self.outside = True
             if grades[atom] <= guard.sure:
                 atom = int(np.where(patient, grades, -1.0).argmax())
             symbol = chemical_symbols[self._grade.numbers[atom]]
             told = self.system, self._reason(atom, positions, cell)
             guard.flags.append(Flag(step, time, atom, symbol, float(grades[atom]), *told))
-        if self._outside:
+        if self.outside:
             self._save()
         if begun:
             self._act(guard.flags[-1])
@@ -334,8 +339,11 @@ class ReplicaGuard:
     def __call__(self, replicas: Replicas) -> None:
         """Called by `Replicas` every `interval` steps."""
         living, graph = replicas.alive.nonzero()[0], replicas.graph()
+        if not self._watches:
+            numbers = enumerate(replicas.systems.numbers)
+            self._watches = {r: self.guard.watch(z, system=r) for r, z in numbers}
         due = replicas.steps % self.guard.interval == 0
-        chosen = living if due else living[self._torn(graph)]
+        chosen = living if due else self._torn(living, graph)
         if not len(chosen):
             return
         grades = self.guard.grader.grades(graph).cpu().numpy().astype(np.float64)
@@ -345,8 +353,6 @@ class ReplicaGuard:
         found = dict(zip(living.tolist(), np.split(grades, ends), strict=True))
         self.latest = found if due else self.latest
         for r in chosen.tolist():
-            if r not in self._watches:
-                self._watches[r] = self.guard.watch(replicas.systems.numbers[r], system=r)
             try:
                 self._watches[r].observe(found[r], replicas.steps, time, positions[r])
             except ExtrapolationError as error:
@@ -355,11 +361,12 @@ class ReplicaGuard:
         if gone:
             replicas.remove(gone)
 
-    def _torn(self, graph: Graph) -> NDArray[np.bool_]:
-        """Which of the structures have a length that is above ``sure``."""
+    def _torn(self, living: NDArray[np.int64], graph: Graph) -> NDArray[np.int64]:
+        """Replicas in which an excursion begins, with a length that is above ``sure``."""
         grades = self.guard.grader.length_grades(graph)
         worst = grades.new_zeros(graph.cell.shape[0]).scatter_reduce(0, graph.batch, grades, "amax")
-        return (worst > self.guard.sure).cpu().numpy()
+        torn = living[(worst > self.guard.sure).cpu().numpy()]
+        return np.array([r for r in torn.tolist() if not self._watches[r].outside], dtype=np.int64)
 
 
 class _AseObserver:

@@ -1,22 +1,25 @@
 """Coverage of pair distances: how far apart two elements have been in a training set.
 
-A bond that tears passes lengths that hardly any frame has: of all C and H within 3.5 Å of each
-other, in molecules of up to 1000 K, one in 10,000 is 1.4 to 1.7 Å apart. The hidden layer of a
-model of many molecules does not notice, because it lies between features that are both common; the
-distance itself says it.
+A bond that tears passes lengths that hardly any frame has. The hidden layer of a model of many
+molecules does not notice, because it lies between features that are both common; the distance
+itself says it. Hydrogens leave first and fastest, and hydroxyl groups, where C and H are 1.6 to
+1.8 Å apart without a bond, would hide it. So a hydrogen and the atom next to it, its bond, are
+counted apart from all other pairs of these elements.
 
 For two elements, with d_k the distance (Å) from r to the k-th nearest of the n lengths in the
-training set, and m = max(1, n / 5000), so that a few outliers close no hole,
+training set, and m = max(1, share n), so that a few outliers close no hole,
 
-    gap(r) = d_m - (d_{m+9} - d_m) ln(M / n) / (1/m + ... + 1/(m+8)),     n < M; else d_m
+    gap(r) = d_m - (d_{m+k} - d_m) t / (1/m + ... + 1/(m+k-1)),     t = max(0, ln(M / n))
 
-What is taken off is how much nearer the nearest of M lengths would be. It makes few frames no
-source of holes: neither between samples, nor where a longer run goes a little further than they
-did. That it takes so much follows from the spacings of an exponential tail, d_{m+9} - d_m on
-average its width times the sum (Rényi, Acta Math. Hung. 4, 191 (1953)). Thermal tails fall faster,
-so it is taken off generously.
+with k = max(9, m). What is taken off is how much nearer the nearest of M lengths would be. It makes
+few frames no source of holes: neither between samples, nor where a longer run goes a little further
+than they did. That it takes so much follows from the spacings of an exponential tail, d_{m+k} - d_m
+on average its width times the sum (Rényi, Acta Math. Hung. 4, 191 (1953)). Thermal tails fall
+faster, so it is taken off generously. Of bonds, a larger share is counted as torn; those that are
+whole swing further than that, and t is at least 3.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -33,6 +36,9 @@ COUNTED = 3.5
 #: Å, of the lengths that are counted
 _BIN = 0.01
 
+#: Å, by which the two directions of a pair may differ
+_SAME = 1e-4
+
 #: Å, between tabulated gaps, with straight lines between
 _STEP = 0.02
 
@@ -42,11 +48,18 @@ _UNIT = 0.005
 #: M: lengths of two elements in long simulations
 _ENOUGH = 100_000
 
-#: of the lengths of two elements, what is too few to be known
+#: of the lengths of two elements, what is too few to be known. Molecules at 1000 K have stretched
+#: and torn bonds, of hydrogen above all
 _SHARE = 1 / 5000
+_SHARE_BOND = 1 / 150
+#: of a hydrogen and atoms that it is not bonded to: rare groups are to count there
+_SHARE_OTHER = 1 / 100_000
 
-#: lengths that say how a tail falls
-_NEAREST = 10
+#: t of bonds, at least
+_SWING = 3.0
+
+#: k, lengths that say how a tail falls, at least; more where they are dense, as bins are 0.01 Å
+_NEAREST = 9
 
 #: Å, taken off at most: thermal tails are no wider, whatever three samples seem to say
 _WIDEST = 0.2
@@ -62,26 +75,25 @@ class Pair(NamedTuple):
 
 
 class Coverage(nn.Module):
-    """The gaps of every pair of elements, tabulated; a kilobyte for six elements' pairs.
+    """The gaps of every pair of elements, tabulated; a few kilobytes for six elements.
 
     Args:
-        kinds: number of elements. Atoms come as rows [N] of these, -1 for others.
+        elements: atomic numbers, ascending. Atoms come as rows [N] of these, -1 for others.
     """
 
-    def __init__(self, kinds: int):
+    def __init__(self, elements: Sequence[int]):
         super().__init__()
-        pairs, nodes = kinds * (kinds + 1) // 2, round(REACH / _STEP) + 1
-        self.register_buffer("gaps", torch.zeros(pairs, nodes, dtype=torch.uint8))
-        self.register_buffer("index", pair_index(kinds), persistent=False)
+        self.rows = TableRows(elements)
+        shape = len(self.rows), round(REACH / _STEP) + 1
+        self.register_buffer("gaps", torch.zeros(shape, dtype=torch.uint8))
         self.gaps: Tensor
-        self.index: Tensor
 
     def forward(self, row: Tensor, edge_index: Tensor, lengths: Tensor) -> Tensor:
-        """Largest gap [N] Å over the neighbours of each atom; continuous in the lengths.
+        """Largest gap [N] Å over the neighbours of each atom.
 
         Args:
             row: [N], of the elements.
-            edge_index: [2, E].
+            edge_index: [2, E], both directions of every pair.
             lengths: [E] Å.
         """
         near, gaps = self.edges(row, edge_index, lengths)
@@ -91,14 +103,14 @@ class Coverage(nn.Module):
     def edges(self, row: Tensor, edge_index: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Which edges are within reach [P], and their gaps [P] Å."""
         near = (lengths < REACH).nonzero()[:, 0]
-        kinds = row[edge_index[:, near]]
-        start = self.index[kinds[0], kinds[1]] * self.gaps.shape[1]  # -1: any; masked below
-        place = lengths[near] / _STEP
+        pairs, apart = edge_index[:, near], lengths[near]
+        start = self.rows(row, pairs, apart) * self.gaps.shape[1]
+        place = apart / _STEP
         below = place.long().clamp(max=self.gaps.shape[1] - 2)
         table = self.gaps.flatten()
         left, right = (table[start + below + k].to(place) for k in (0, 1))
         gaps = torch.lerp(left, right, place - below) * _UNIT
-        return near, torch.where((kinds >= 0).all(0), gaps, 0.0)
+        return near, torch.where((row[pairs] >= 0).all(0), gaps, 0.0)
 
     def worst(self, row: Tensor, graph: Graph, lengths: Tensor, atom: int) -> Pair | None:
         """The neighbour of an atom at the largest gap; None if it has no gap."""
@@ -111,57 +123,97 @@ class Coverage(nn.Module):
         return Pair(atom, other, float(lengths[near[at]]), float(gaps[at]))
 
 
-def pair_index(kinds: int) -> Tensor:
-    """[K, K], the row of every pair of elements, whichever comes first."""
-    index = torch.zeros(kinds, kinds, dtype=torch.int64)
-    upper = torch.triu_indices(kinds, kinds)
-    index[upper[0], upper[1]] = index[upper[1], upper[0]] = torch.arange(upper.shape[1])
-    return index
+class TableRows(nn.Module):
+    """Which row of a table a pair belongs to: first every pair of elements, whichever comes first;
+    then the bonds of hydrogen, to every element.
+
+    Args:
+        elements: atomic numbers, ascending.
+    """
+
+    def __init__(self, elements: Sequence[int]):
+        super().__init__()
+        kinds = len(elements)
+        index = torch.zeros(kinds, kinds, dtype=torch.int64)
+        self.upper = torch.triu_indices(kinds, kinds)
+        self.pairs = self.upper.shape[1]
+        index[self.upper[0], self.upper[1]] = torch.arange(self.pairs)
+        self.register_buffer("index", index.maximum(index.T), persistent=False)
+        self.index: Tensor
+        self.hydrogen = list(elements).index(1) if 1 in elements else kinds  # kinds: none is
+
+    def __len__(self) -> int:
+        return self.pairs + self.index.shape[0]
+
+    def forward(self, row: Tensor, edge_index: Tensor, lengths: Tensor) -> Tensor:
+        """[E], as `Coverage.forward`; of an atom that is not in the table, any row."""
+        nearest = lengths.new_full(row.shape, torch.inf)
+        nearest = nearest.scatter_reduce(0, edge_index[1], lengths, "amin")
+        kinds = row[edge_index]
+        next_to = lengths < nearest[edge_index] + _SAME
+        bond = ((kinds == self.hydrogen) & next_to).any(0)
+        other = (kinds.sum(0) - self.hydrogen).clamp(min=0)
+        return torch.where(bond, self.pairs + other, self.index[kinds[0], kinds[1]])
+
+    def shares(self) -> Tensor:
+        """What is too few to be known, [rows]."""
+        shares = torch.full((len(self),), _SHARE, dtype=torch.float64)
+        shares[: self.pairs][(self.upper == self.hydrogen).any(0)] = _SHARE_OTHER
+        shares[self.pairs :] = _SHARE_BOND
+        return shares
+
+    def swing(self) -> Tensor:
+        """The least t, [rows]."""
+        return _SWING * (torch.arange(len(self)) >= self.pairs)
+
+    def among(self, whole: "TableRows", row: Tensor) -> Tensor:
+        """Where these rows are in a table of more elements; ``row`` [K] of its elements."""
+        return torch.cat([whole.index[row[self.upper[0]], row[self.upper[1]]], whole.pairs + row])
 
 
 class PairCounts:
-    """Lengths in a training set, counted: [pairs of elements, bins].
+    """Lengths in a training set, counted: [rows, bins].
 
     Args:
         elements: atomic numbers, ascending.
     """
 
     def __init__(self, elements: list[int]):
-        self.elements = torch.tensor(elements)
-        self._index = pair_index(len(elements))
+        self.elements, self.rows = torch.tensor(elements), TableRows(elements)
         # float64: a cumulative sum must still tell one of them
-        shape = (int(self._index.max()) + 1, round(COUNTED / _BIN))
-        self.table = torch.zeros(shape, dtype=torch.float64)
+        self.table = torch.zeros(len(self.rows), round(COUNTED / _BIN), dtype=torch.float64)
 
     def add(self, numbers: Tensor, edge_index: Tensor, lengths: Tensor) -> None:
         """Count the edges [2, E] of a graph with both directions of each; lengths [E] Å."""
         near = lengths < COUNTED
-        row = torch.searchsorted(self.elements, numbers.cpu())[edge_index[:, near].cpu()]
-        pairs, bins = self.table.shape
-        place = (lengths[near].cpu() / _BIN).long().clamp(max=bins - 1)
-        found = torch.bincount(self._index[row[0], row[1]] * bins + place, minlength=pairs * bins)
-        self.table += 0.5 * found.view(pairs, bins)
+        row = torch.searchsorted(self.elements, numbers.cpu())
+        pairs, apart = edge_index[:, near].cpu(), lengths[near].cpu()
+        rows, bins = self.table.shape
+        place = self.rows(row, pairs, apart) * bins + (apart / _BIN).long().clamp(max=bins - 1)
+        self.table += 0.5 * torch.bincount(place, minlength=rows * bins).view(rows, bins)
 
     def coverage(self, elements: list[int]) -> Coverage:
         """Of some of the elements."""
+        made = Coverage(elements)
         row = torch.searchsorted(self.elements, torch.tensor(elements))
-        upper = torch.triu_indices(len(row), len(row))
-        chosen = self.table[self._index[row[upper[0]], row[upper[1]]]]
-        made = Coverage(len(elements))
-        made.gaps = (gaps(chosen) / _UNIT).round().clamp(max=255).to(torch.uint8)
+        found = gaps(
+            self.table[made.rows.among(self.rows, row)], made.rows.shares(), made.rows.swing()
+        )
+        made.gaps = (found / _UNIT).round().clamp(max=255).to(torch.uint8)
         return made
 
 
-def gaps(counts: Tensor) -> Tensor:
-    """Gaps [P, nodes] Å of counted lengths [P, bins], at the lengths that are tabulated."""
+def gaps(counts: Tensor, share: Tensor, swing: Tensor) -> Tensor:
+    """Gaps [P, nodes] Å of counted lengths [P, bins], at the lengths that are tabulated; a share
+    [P] of them is too few to be known, and t at least ``swing`` [P]."""
     number = counts.sum(1).clamp(min=1.0)
-    first = (_SHARE * number).clamp(min=1.0)
-    last = first + _NEAREST - 1
+    first = (share * number).clamp(min=1.0)
+    last = first + first.clamp(min=_NEAREST)
     nearest = _distance(counts, first)
     width = (_distance(counts, last) - nearest) / (torch.digamma(last) - torch.digamma(first))[
         :, None
     ]
-    longer = torch.log(_ENOUGH / number).clamp(min=0.0)[:, None]
+    longer = torch.log(_ENOUGH / number).maximum(swing)[:, None]
     found = nearest - (width * longer).clamp(max=_WIDEST)
     left = REACH - torch.arange(found.shape[1]) * _STEP  # none beyond, and no step there
     return torch.minimum(found.clamp(min=0.0), left.clamp(min=0.0))

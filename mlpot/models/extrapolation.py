@@ -14,10 +14,10 @@ neighbours within 2 and 3 Å, weighted by `surroundings`, and d* the root mean s
 atom and those within 2 Å.
 
 ``far`` is known for each element: a hydrogen whose errors are small may still be where no hydrogen
-was. All three are scaled so that of 100 held-back frames like those of the training set 1 has an
-atom with g > 1. The square leaves the order of usual atoms to e, which knows more about it. The
-clamp keeps w'h within what the training set has seen, so that outside it the distance decides.
-The gap is zero for most atoms; it tells a bond that tears.
+was. It and ``unit`` are such that of 100 held-back frames like those of the training set 1 has an
+atom above 1. The square leaves the order of usual atoms to e, which knows more about it. The clamp
+keeps w'h within what the training set has seen, so that outside it the distance decides. The gap is
+zero for most atoms; it tells a bond that tears, and ``apart`` is what whole molecules do not reach.
 
 The distance in the last layer is the uncertainty of a linear model on frozen features, as in
 last-layer prediction rigidities (Bigi, Chong, Ceriotti, Grasselli, Mach. Learn.: Sci. Technol.
@@ -90,7 +90,7 @@ class Extrapolation(nn.Module):
         self.register_buffer("offset", torch.zeros(kinds))  # b
         self.register_buffer("bounds", torch.zeros(2))  # of w'h* + b
         self.register_buffer("far", torch.ones(kinds))  # d at grade 1
-        self.pairs = None if info.apart is None else Coverage(kinds)
+        self.pairs = None if info.apart is None else Coverage(info.elements)
         self.row: Tensor
         self.mean: Tensor
         self.whiten: Tensor

@@ -188,7 +188,9 @@ def test_lengths_are_looked_at_between_checks(guarded: Path) -> None:
     assert grades is not None and grades[6] > guard.sure
     assert (guard.flags[0].step, guard.flags[0].atom) == (30, 0)
     assert guard.flags[0].reason == "C 0 - H 6 at 1.60 Å, hardly ever seen in training"
-    assert watch.look(35, 0.0175, atoms.positions * np.nan) is not None
+    assert watch.look(35, 0.0175, atoms.positions) is None and watch.outside  # known already
+    other = guard.watch(atoms.numbers)
+    assert other.look(5, 0.0025, atoms.positions * np.nan) is not None and len(guard.flags) == 2
     assert Guard(guarded, interval=7).every == 7 and Guard(Silent()).every == 25
 
 

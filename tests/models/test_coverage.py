@@ -8,7 +8,8 @@ from ase.build import molecule
 from torch import Tensor
 
 from mlpot.graph import edge_vectors
-from mlpot.models.coverage import REACH, Coverage, PairCounts, gaps
+from mlpot.models.coverage import REACH, Coverage, PairCounts
+from mlpot.models.coverage import gaps as gaps_of
 from mlpot.models.extrapolation import Extrapolation, grade
 from mlpot.models.extrapolation_fit import fit
 from mlpot.models.potential import Potential
@@ -17,6 +18,11 @@ from tests.helpers import ethanol, random_potential
 from tests.models.test_extrapolation import labelled, thermal
 
 NODES = np.arange(151) * 0.02
+
+
+def gaps(counts: Tensor, share: float = 1 / 5000, swing: float = 0.0) -> Tensor:
+    told = (torch.full(counts.shape[:1], x, dtype=torch.float64) for x in (share, swing))
+    return gaps_of(counts, *told)
 
 
 def counted(lengths: np.ndarray) -> Tensor:
@@ -62,6 +68,15 @@ def test_few_samples_make_no_holes(few: int, seed: int) -> None:
     assert np.interp(1.5, NODES, found) > 0.075  # a bond of 1.09 Å stretched by less than 0.5
 
 
+@pytest.mark.parametrize("few", [60, 450, 3000, 200_000])
+def test_bonds_of_hydrogen_that_swing_are_whole(few: int) -> None:
+    """A larger share of them is taken for stretched; that must not reach those of 300 K."""
+    lengths = np.random.default_rng(few).normal(1.09, 0.035, few + 500_000)
+    found = gaps(counted(lengths[:few]), 1 / 150, 3.0)[0].numpy()
+    assert (np.interp(lengths[few:], NODES, found) > 0.065).mean() < 2e-5
+    assert np.interp(1.45, NODES, found) > 0.08
+
+
 def test_elements_never_seen_near_each_other() -> None:
     """Far away is where the nearest one may be; and no step where the table ends."""
     found = gaps(torch.zeros(1, 350, dtype=torch.float64))[0].numpy()
@@ -70,7 +85,7 @@ def test_elements_never_seen_near_each_other() -> None:
 
 
 def test_lengths_beyond_the_table_are_not_asked_about() -> None:
-    made = Coverage(2)
+    made = Coverage([6, 8])
     made.gaps.fill_(200)
     edges = torch.tensor([[0, 1, 0, 2, 0, 3], [1, 0, 2, 0, 3, 0]])
     lengths = torch.tensor([1.0, 1.0, 3.2, 3.2, 0.0, 0.0])
@@ -85,9 +100,33 @@ def test_counts_are_those_of_pairs_in_any_order() -> None:
     graph = build_graph(atoms.numbers, atoms.positions, 4.0)
     counts.add(graph.numbers, graph.edge_index, edge_vectors(graph).norm(dim=1))
     assert counts.table.sum() == 15  # pairs of six atoms
-    assert counts.table[0].sum() == 6 and counts.table[1].sum() == 4  # H-H, H-C
+    # H-H, H-C, H-O, C-C, C-O, O-O, and the bonds of hydrogen to each
+    assert counts.table.sum(1).tolist() == [6, 1, 3, 0, 1, 0, 0, 3, 1]
     part = counts.coverage([6, 8])
-    assert part.gaps.shape == (3, 151) and part.gaps.dtype == torch.uint8
+    assert part.gaps.shape == (5, 151) and part.gaps.dtype == torch.uint8
+    assert torch.equal(part.gaps[:3], counts.coverage([1, 6, 8]).gaps[3:6])
+
+
+def test_a_bond_that_tears_is_not_taken_for_a_hydroxyl_group() -> None:
+    """C and H of C-O-H are as far apart as those of a bond that has torn."""
+    rng, counts = np.random.default_rng(0), PairCounts([1, 6, 8])
+    numbers = torch.tensor([6, 8, 1, 1])  # C-O-H, and a hydrogen of the carbon
+    i, j = torch.triu_indices(4, 4, 1)
+    edges = torch.stack([torch.cat([i, j]), torch.cat([j, i])])
+
+    def found(row: Tensor, hydroxyl: float, bond: float) -> Tensor:
+        pairs = [1.4, hydroxyl, bond, 0.97, 2.1, 2.5]  # C-O, C-H, C-H, O-H, O-H, H-H
+        return made(row, edges, torch.tensor(pairs * 2, dtype=torch.float64))
+
+    for _ in range(2000):
+        pairs = np.array([1.4, 1.85, 1.09, 0.97, 2.1, 2.5]) + 0.04 * rng.standard_normal(6)
+        counts.add(numbers, edges, torch.tensor(np.tile(pairs, 2)))
+    made = counts.coverage([1, 6, 8])
+    row = torch.tensor([1, 2, 0, 0])
+    assert found(row, 1.85, 1.09).max() == 0
+    for torn in (1.5, 1.7, 1.85):
+        gap = found(row, 1.85, torn)
+        assert gap[0] == gap[3] > 0.15 and gap[1] == gap[2] == 0
 
 
 # --- as a part of the grade ----------------------------------------------------------------------
@@ -142,6 +181,17 @@ def test_a_bond_that_tears_is_outside_before_it_is_half_an_angstrom_off(
     assert pair.length == pytest.approx(moved.get_distance(pair.other, hydrogen), rel=1e-5)
     still = build_graph(atoms.numbers, atoms.positions, 5.0)
     assert fitted.torn(still, hydrogen) is None
+
+
+def test_bonds_that_tear_in_the_data_do_not_move_the_line(model: Potential) -> None:
+    """Frames of hot molecules hold some."""
+    whole = thermal(ethanol(), 97, seed=2)
+    torn = [stretched(atoms, 0, 6, 0.45) for atoms in thermal(ethanol(), 3, seed=4)]
+    training = thermal(ethanol(), 200, seed=1)
+    known = fit(model, labelled(model, training), labelled(model, whole + torn))
+    still = fit(model, labelled(model, training), labelled(model, whole))
+    assert known.info.apart == still.info.apart
+    assert min(length_grades(known, atoms).max() for atoms in torn) > 2
 
 
 def water_dimer(apart: float) -> Atoms:
