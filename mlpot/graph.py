@@ -189,6 +189,8 @@ def check(graph: Graph) -> Graph:
             f"atom {bad} has a NaN or infinite coordinate; the simulation that made it has "
             "broken, or the file is damaged. Start from a finite geometry"
         )
+    if int(graph.numbers.min()) < 0 or int(graph.numbers.max()) > 118:
+        raise InputError("Graph.numbers must be atomic numbers, 1..118")
     if e and (int(graph.edge_index.min()) < 0 or int(graph.edge_index.max()) >= n):
         raise InputError(f"Graph.edge_index must lie in 0..{n - 1}")
     first, last = int(graph.batch[0]), int(graph.batch[-1])

@@ -204,8 +204,8 @@ def _engine(run: Run, settings: RefineSettings, structure: Structure) -> str:
     """As `mlpot md`: a long simulation is worth the minute of compiling."""
     long = settings.steps * len(run.temperatures) >= LONG
     if settings.engine == "auto" and long:
-        given = structure.numbers, structure.positions
-        compile_ahead(run.model, None, *given, report=lambda line: None)
+        size, copies = len(structure.numbers), len(run.temperatures)
+        compile_ahead(run.model, None, size, lambda line: None, copies)
     return settings.engine
 
 

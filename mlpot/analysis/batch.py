@@ -100,7 +100,7 @@ class _Going:
             self.replicas.step(s.stride)
             self.done += 1
             self._record(np.array(target), self.replicas.alive.nonzero()[0])
-            if pieces := [r for r in self.replicas.alive.nonzero()[0] if self._pieces(r)]:
+            if pieces := [int(r) for r in self.replicas.alive.nonzero()[0] if self._pieces(int(r))]:
                 self.replicas.remove(pieces)
             if time.monotonic() - self.saved > CHECKPOINT:
                 self._save()

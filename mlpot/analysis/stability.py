@@ -288,9 +288,8 @@ def _compile(subject: Subject, runs: Sequence[Planned], report: Callable[[str], 
     steps = sum(run.scenario.steps for run in runs)
     on_cpu = subject.open().device.type == "cpu"
     if on_cpu and steps >= LONG:
-        smallest = min((run.molecule for run in runs), key=lambda m: len(m.numbers))
-        given = smallest.numbers, smallest.positions
-        if compile_ahead(subject.model, subject.dtype, *given, report):
+        largest = max(len(run.molecule.numbers) for run in runs)
+        if compile_ahead(subject.model, subject.dtype, largest, report, len(runs)):
             subject.close()
 
 

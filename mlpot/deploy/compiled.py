@@ -7,6 +7,7 @@ off a larger one in parts (`mlpot.models.blocks`), in a tenth of the memory.
 
 import re
 import tempfile
+import threading
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mlpot.deploy.metadata import ENTRY, ExportInfo, parse_export_info
+from mlpot.deploy.selfcheck import TOLERANCE, deviation
 from mlpot.errors import CompileError, DamagedFileError, ModelFileError
 from mlpot.graph import Cut, Graph, check, check_sizes, cut, halve, take
 from mlpot.models.blocks import predict
@@ -34,6 +36,7 @@ from mlpot.models.compiled import (
     can_compile,
     compile_package,
     cpu_features,
+    keep_package,
     open_runner,
     workers,
 )
@@ -50,7 +53,7 @@ BLOCKS = "blocks"
 SHARED_ATOMS = 70
 
 #: atoms from which a structure is worked off in blocks: a fifth slower than the others on one core,
-#: 7 % on two, but 40 kB an atom; what those hold at once (480 kB) is a gigabyte from here on
+#: 7 % on two, but 42 kB an atom (of 6,000); what those hold, 480 kB, is a gigabyte from here on
 BLOCKED_ATOMS = 2000
 
 #: variant -> its package ready to run (of ``blocks``: all its graphs, by name); None if it is not
@@ -61,6 +64,9 @@ Load = Callable[[str], Any]
 class CompiledPotential:
     """Graph -> Prediction, on a CPU; what an engine runs.
 
+    Packages are opened, and made, by `prepare`, or by the first call; later calls take the best of
+    those that are open, so that nothing is compiled in the middle of a run.
+
     Args:
         load: ``load(variant) -> Runner``.
         threads: cores to use; None is torch's number of threads at every call.
@@ -70,7 +76,8 @@ class CompiledPotential:
         self._load = load
         self._fixed = threads
         self._runners: dict[str, Any] = {}
-        self._pool: ThreadPoolExecutor | None = None
+        self._pools: dict[int, ThreadPoolExecutor] = {}  # never shut down: others may be at work
+        self._making = threading.Lock()
 
     def __deepcopy__(self, memo: Any) -> "CompiledPotential":
         return CompiledPotential(self._load, self._fixed)
@@ -78,6 +85,13 @@ class CompiledPotential:
     @property
     def threads(self) -> int:
         return self._fixed or torch.get_num_threads()
+
+    def prepare(self, atoms: int, structures: int = 1) -> None:
+        """Open the package that suits structures of up to so many atoms, of which a call has so
+        many; make it if it is not there yet."""
+        for variant in best_first(atoms, structures, self.threads):
+            if self._runner(variant) is not None:
+                return
 
     def __call__(self, graph: Graph) -> Prediction:
         check_sizes(graph)  # machine code takes them for granted; values it checks itself
@@ -94,13 +108,15 @@ class CompiledPotential:
             return any(self._runner(variant) is not None for variant in (*VARIANTS, BLOCKS))
         return False
 
-    def _whole(self, graph: Graph, threads: int) -> Prediction:
-        for variant in _best_first(graph.numbers.shape[0], threads):
+    def _whole(self, graph: Graph, threads: int, pinned: bool = False) -> Prediction:
+        """``pinned``: is this a thread that torch shares nothing out from?"""
+        wanted = best_first(_largest(graph), 1, threads)
+        for variant in [v for v in wanted if self._runners.get(v) is not None] or wanted:
             runner = self._runner(variant)
             if runner is None:  # not compiled yet, and not asked for: the next can do it too
                 continue
             if variant == BLOCKS:
-                return predict(runner, check(graph), self._workers().map if threads > 1 else map)
+                return self._in_blocks(runner, check(graph), threads, pinned)
             if graph.edge_index.shape[1] >= MANY_EDGES:
                 keep_large_buffers()
             return Only(variant, runner)(graph)
@@ -109,28 +125,30 @@ class CompiledPotential:
             "for engine='compiled'"
         )
 
+    def _in_blocks(self, run: Any, graph: Graph, threads: int, pinned: bool) -> Prediction:
+        each = self._workers(threads).map if threads > 1 else map
+        if pinned:
+            return predict(run, graph, each)
+        return self._workers(1).submit(predict, run, graph, each).result()
+
     def _in_parts(self, graph: Graph, parts: list[Cut]) -> Prediction:
         if graph.edge_index.shape[1] >= MANY_EDGES:
             keep_large_buffers()
+        pool = self._workers(self.threads) if self.threads > 1 and len(parts) > 1 else None
 
         def run(part: Cut) -> Prediction:
-            return self._whole(take(graph, part), threads=1)
+            return self._whole(take(graph, part), threads=1, pinned=pool is not None)
 
-        if self.threads > 1 and len(parts) > 1:
-            found = list(self._workers().map(run, parts))
-        else:
-            found = [run(part) for part in parts]
+        found = [run(part) for part in parts] if pool is None else list(pool.map(run, parts))
         columns = zip(*(p[:4] for p in found), strict=True)  # all but features
         energy, forces, virial, interaction = (torch.cat(column) for column in columns)
         return Prediction(energy, forces, virial, interaction)
 
-    def _workers(self) -> ThreadPoolExecutor:
-        if self._pool is not None and self._pool._max_workers != self.threads:
-            self._pool.shutdown(wait=False)  # what it is at, it ends
-            self._pool = None
-        if self._pool is None:
-            self._pool = workers(self.threads)
-        return self._pool
+    def _workers(self, threads: int) -> ThreadPoolExecutor:
+        with self._making:
+            if threads not in self._pools:
+                self._pools[threads] = workers(threads)
+            return self._pools[threads]
 
     def _runner(self, variant: str) -> Any:
         if variant not in self._runners:
@@ -138,9 +156,17 @@ class CompiledPotential:
         return self._runners[variant]
 
 
-def _best_first(atoms: int, threads: int) -> tuple[str, ...]:
-    """Variants in the order in which they are wanted for so many atoms."""
-    shared = threads > 1 and atoms >= SHARED_ATOMS
+def _largest(graph: Graph) -> int:
+    """Atoms of a structure, or of the largest of several."""
+    atoms = graph.numbers.shape[0]
+    if graph.cell.shape[0] == 1 or atoms < BLOCKED_ATOMS:
+        return atoms
+    return int(torch.bincount(graph.batch).max())
+
+
+def best_first(atoms: int, structures: int, threads: int) -> tuple[str, ...]:
+    """Variants in the order in which they are wanted for so many atoms a structure."""
+    shared = structures == 1 and threads > 1 and atoms >= SHARED_ATOMS
     whole = ("many", "one") if shared else ("one", "many")
     return (BLOCKS, *whole) if atoms >= BLOCKED_ATOMS else (*whole, BLOCKS)
 
@@ -186,13 +212,18 @@ def compile_cached(
                 "or export on another machine with `mlpot export --format aoti`, or take "
                 "another engine"
             )
-        compile_variant(potential, variant, path)
+        with tempfile.TemporaryDirectory() as folder:
+            made = Path(folder) / f"{variant}.pt2"
+            compile_variant(potential, variant, made)
+            _check_numbers(made, variant, potential)
+            keep_package(made, path)
 
     def load(variant: str) -> Any:
         told, blocks = {**key, "variant": variant}, variant == BLOCKS
-        if blocks and not has_stages(potential):
+        path = cache_path(told)
+        if blocks and (not has_stages(potential) or path in _FAILED):
             return None
-        if not may_compile and not cache_path(told).is_file():
+        if not may_compile and not path.is_file():
             return None
         read: Callable[[Path], Any] = open_blocks if blocks else open_runner
         try:
@@ -202,10 +233,30 @@ def compile_cached(
         except CompileError as error:
             if not blocks:
                 raise
+            _FAILED.add(path)
             warnings.warn(f"{error}. Goes on in one piece, in ten times the memory", stacklevel=2)
             return None
 
     return CompiledPotential(load)
+
+
+#: packages of ``blocks`` that could not be made: minutes that are not spent again
+_FAILED: set[Path] = set()
+
+
+def _check_numbers(package: Path, variant: str, potential: Potential) -> None:
+    """Before a package is kept. Raises CompileError: it gives other numbers than eager."""
+    run: Any = open_blocks(package) if variant == BLOCKS else open_runner(package)
+    candidate = partial(predict, run) if variant == BLOCKS else Only(variant, run)
+    dtype = potential.scale.dtype
+    limits = TOLERANCE[str(dtype).removeprefix("torch.")]
+    found = deviation(candidate, potential, potential.elements, dtype)
+    if not all(off <= limit for off, limit in zip(found, limits, strict=True)):  # NaN fails too
+        raise CompileError(
+            f"the compiled model differs from eager by {found[0]:.2e} eV per atom and "
+            f"{found[1]:.2e} eV/Å; it was thrown away. Take another engine, and please report this "
+            f"with your torch version ({torch.__version__})"
+        )
 
 
 class _NotThereError(Exception):
@@ -220,9 +271,10 @@ def is_cached(
     return any(cache_path({**told, "variant": variant}).is_file() for variant in variants)
 
 
-def variants_for(potential: Potential, atoms: int) -> tuple[str, ...]:
-    """Those, any of which a long run of so many atoms is to have."""
-    return (BLOCKS,) if atoms >= BLOCKED_ATOMS and has_stages(potential) else VARIANTS
+def best_variant(potential: Potential, atoms: int, structures: int) -> str:
+    """The one that a long run is to have, with torch's number of threads."""
+    wanted = best_first(atoms, structures, torch.get_num_threads())
+    return next(v for v in wanted if v != BLOCKS or has_stages(potential))
 
 
 def compile_variant(potential: Potential, variant: str, out: Path) -> None:

@@ -70,6 +70,12 @@ class DeployedModel:
             f"{str(self.dtype).removeprefix('torch.')}, {self.device})"
         )
 
+    def prepare(self, atoms: int, structures: int = 1) -> None:
+        """Get ready for calls with so many structures of up to so many atoms each: what has to be
+        compiled is compiled now, and not in the middle of a run."""
+        if self.engine == "compiled":
+            self.module.prepare(atoms, structures)
+
     def predict(self, graph: Graph) -> Prediction:
         """Evaluate any batch of structures; moved to this model's device and dtype."""
         with torch.enable_grad():  # TorchScript cannot turn it on by itself
@@ -96,6 +102,7 @@ class DeployedModel:
         """
         z = check_system(self.info, numbers, charge, multiplicity)
         periodic = (pbc,) * 3 if isinstance(pbc, bool) else tuple(bool(p) for p in pbc)
+        self.prepare(len(z))
         return BoundModel(self, z, periodic, skin)
 
     def __call__(

@@ -20,21 +20,13 @@ from mlpot.deploy.compiled import (
 )
 from mlpot.deploy.engines import DTYPES
 from mlpot.deploy.metadata import ENTRY, Dtype, ExportInfo
+from mlpot.deploy.selfcheck import TOLERANCE, deviation
 from mlpot.errors import ExportError, InputError
-from mlpot.graph import Graph, batch, to
 from mlpot.models.checkpoint import ModelInfo, load_potential, write_atomically
 from mlpot.models.compiled import can_compile, cpu_features, open_runner
-from mlpot.models.potential import Potential, Prediction
+from mlpot.models.potential import Potential
 from mlpot.models.scripting import script
-from mlpot.neighbors import build_graph
 from mlpot.zoo import resolve
-
-#: largest deviation from eager that an export may show: eV per atom, eV/Å
-TOLERANCE = {"float32": (1e-5, 1e-3), "float64": (1e-10, 1e-9)}
-
-#: sizes of the self-check; compiled models have been seen to be wrong for some sizes only
-SIZES = (1, 2, 3, 8, 9, 20, 21)
-
 
 #: format -> what the file must be named
 FORMATS = {"torchscript": ".pt", "aoti": ".pt2"}
@@ -145,67 +137,6 @@ def _described(
         force_deviation=force,
         model=info,
     )
-
-
-def deviation(
-    candidate: Any, potential: Potential, elements: list[int], dtype: torch.dtype
-) -> tuple[float, float]:
-    """Largest difference of a compiled model from eager: eV per atom, eV/Å.
-
-    Fixed and random structures of odd and even size, with no pair in reach, with one, periodic
-    ones, a batch, and thousands of edges; each more than once, because
-    torch.jit optimises after the first calls.
-    """
-    energy, force = 0.0, 0.0
-    for graph in check_graphs(elements, potential.cutoff, dtype):
-        graph = to(graph, potential.scale.device, dtype)
-        expected = potential(graph)
-        for _ in range(3):
-            got = candidate(graph)
-            off = _difference(got, expected, graph)
-            if not np.isfinite(off).all():
-                return float("nan"), float("nan")
-            energy, force = max(energy, off[0]), max(force, off[1])
-    return energy, force
-
-
-def _difference(got: Prediction, expected: Prediction, graph: Graph) -> tuple[float, float]:
-    """Largest of energies an atom, and of forces and virials an atom (those are forces times
-    distances)."""
-    atoms = torch.bincount(graph.batch, minlength=len(expected.energy)).clamp(min=1)
-    energy = (got.energy - expected.energy).abs() / atoms
-    virial = (got.virial - expected.virial).abs() / atoms[:, None, None]
-    force = (got.forces - expected.forces).abs()
-    return float(energy.max()), float(torch.cat([force.flatten(), virial.flatten()]).max())
-
-
-def check_graphs(elements: list[int], cutoff: float, dtype: torch.dtype) -> list[Graph]:
-    """Structures for the self-check; always the same."""
-    rng = np.random.default_rng(0)
-    graphs = []
-    for size in SIZES:
-        numbers = rng.choice(elements, size)
-        graphs.append(build_graph(numbers, _scatter(size, rng), cutoff, dtype=dtype))
-    far = np.array([[0.0, 0.0, 0.0], [10.0 * cutoff, 0.0, 0.0]])
-    graphs.append(build_graph(rng.choice(elements, 2), far, cutoff, dtype=dtype))
-    box = np.diag([6.0, 7.0, 8.0])  # smaller than twice the cutoff of most models
-    inside = _scatter(12, rng)
-    graphs.append(
-        build_graph(rng.choice(elements, 12), inside, cutoff, box, (True,) * 3, dtype=dtype)
-    )
-    large = _scatter(64, rng)
-    cell = np.diag([6.0] * 3)
-    graphs.append(
-        build_graph(rng.choice(elements, 64), large, cutoff, cell, (True,) * 3, dtype=dtype)
-    )
-    return [*graphs, batch(graphs)]
-
-
-def _scatter(atoms: int, rng: np.random.Generator) -> np.ndarray:
-    """Positions on a jittered 1.5 Å grid: [atoms, 3] Å, no pair closer than 0.9 Å."""
-    grid = np.stack(np.meshgrid(*[np.arange(4)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
-    chosen = grid[rng.permutation(len(grid))[:atoms]] * 1.5
-    return chosen + rng.uniform(-0.15, 0.15, chosen.shape)
 
 
 def _bytes(scripted: torch.jit.ScriptModule, description: str) -> bytes:

@@ -6,16 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike
 
 from mlpot.deploy.compiled import (
-    BLOCKED_ATOMS,
+    BLOCKS,
+    best_variant,
     compile_cached,
     is_cached,
     read_package,
-    variants_for,
 )
 from mlpot.deploy.engines import DTYPES, ENGINES, DeployedModel
 from mlpot.deploy.metadata import ENTRY, ExportInfo, parse_export_info
@@ -120,41 +118,46 @@ def starts_compiled(model: str | Path, dtype: str | None = None) -> bool:
     return is_cached(key, DTYPES[dtype or "float32"])
 
 
-def could_compile(model: str | Path, dtype: str | None = None, atoms: int = 0) -> bool:
-    """Are these weights not compiled yet for so many atoms, and is there a compiler?"""
+def could_compile(
+    model: str | Path, dtype: str | None = None, atoms: int = 0, structures: int = 1
+) -> str:
+    """The variant that these weights lack for structures of so many atoms; empty if they have it,
+    or if there is no compiler."""
     path = resolve(model)
-    if path.suffix != ".safetensors" or not can_compile():
-        return False
+    if path.suffix != ".safetensors" or dtype not in (None, *DTYPES) or not can_compile():
+        return ""
     potential, info = load_potential(path)
-    real, fitting = DTYPES.get(dtype or "float32"), variants_for(potential, atoms)
-    return real is None or not is_cached({"weights": info.sha256}, real, fitting)
+    variant = best_variant(potential, atoms, structures)
+    there = is_cached({"weights": info.sha256}, DTYPES[dtype or "float32"], [variant])
+    return "" if there else variant
 
 
 def compile_ahead(
     model: str | Path,
     dtype: str | None,
-    numbers: ArrayLike,
-    positions: ArrayLike,
+    atoms: int,
     report: Callable[[str], Any],
+    structures: int = 1,
 ) -> bool:
     """Make machine code before a long run, where that can be done and was not done yet.
 
     Args:
-        numbers, positions: [N], [N, 3] Å, of what will be simulated.
+        atoms: of a structure.
         report: told what is going on, and why the run has to do without it.
+        structures: that a call will have.
 
     Returns:
         whether machine code was made.
     """
-    atoms = np.asarray(numbers).size
-    if not could_compile(model, dtype, atoms):
+    variant = could_compile(model, dtype, atoms, structures)
+    if not variant:
         return False
-    if atoms >= BLOCKED_ATOMS:
+    if variant == BLOCKS:
         report("compiling the model for large structures first, once: two to five minutes")
     else:
         report("compiling the model first, once: about a minute, for a run several times faster")
     try:
-        load(model, "compiled", dtype, "cpu")(numbers, positions)
+        load(model, "compiled", dtype, "cpu").prepare(atoms, structures)
     except (CompileError, ModelFileError) as error:
         report(f"the run goes on without: {error}")
         return False

@@ -52,6 +52,7 @@ class ReplicaRun:
         self.model = load(
             model, settings.engine, settings.dtype, (settings.platform or "auto").lower()
         )
+        self.model.prepare(len(structure.numbers), settings.replicas)
         self._one = self._systems(1, structure.positions)  # refuses what is not covered
         guard = make_guard(
             settings.guard, model, folder / "extrapolated.xyz", report, settings.guard_model

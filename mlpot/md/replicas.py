@@ -126,6 +126,8 @@ class Replicas:
         self.systems = systems = Systems(numbers, masses, seeds)
         start = systems.checked("positions", positions)
         check_systems(model, systems, start)
+        if len(systems) > 1 and isinstance(model, DeployedModel):
+            model.prepare(max(systems.sizes), len(systems))
         self._temperatures = systems.per_system("temperatures", temperatures)
         if velocities is None:
             drawn = zip(systems.masses, self._temperatures, systems.seeds, strict=True)

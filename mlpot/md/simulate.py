@@ -74,9 +74,11 @@ def simulate(
     threads = settings.threads or (1 if atoms <= ONE_THREAD else None)
     folder = output_folder(Path(out), overwrite)  # nothing is removed yet: the model may not load
     with torch_threads(threads):
-        given = structure.numbers, structure.positions
-        if _long(settings) and compile_ahead(model, settings.dtype, *given, report):
-            settings = replace(settings, engine="compiled")
+        if _long(settings):
+            _check_distances(structure)
+            size = len(structure.numbers)
+            if compile_ahead(model, settings.dtype, size, report, settings.replicas):
+                settings = replace(settings, engine="compiled")
         kind = ReplicaRun if settings.replicas > 1 else _Run
         run = kind(structure, model, settings, folder, report)
         _check_distances(structure)

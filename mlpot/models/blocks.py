@@ -6,7 +6,6 @@ that they are the same every time.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -50,23 +49,11 @@ class _Kept(NamedTuple):
         return [*self.own[number : number + 1], *read, *self.edges[number : number + 1]]
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """What this thread does between blocks is small: shared among torch's threads, it would wait
-    for them, who wait for the cores that the blocks are on."""
-    before = torch.get_num_threads()
-    if before > 1:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        if before > 1:
-            torch.set_num_threads(before)
-
-
-@_one_thread()
 def predict(run: Mapping[str, Run], graph: Graph, each: Map = map) -> Prediction:
     """Energy, forces and virial; of a graph whose structures are in order.
+
+    To be called where torch has one thread: what is done between blocks is small, and shared out
+    it would wait for threads that wait for the cores that the blocks are on.
 
     Args:
         run: the graphs of `mlpot.models.stages.trace_stages`, by name.

@@ -97,14 +97,23 @@ def compile_package(
                 f"the model could not be compiled ({reason}). A working C++ compiler with OpenMP "
                 "(g++) is needed; or take another engine"
             ) from error
-        try:
-            write_atomically(out, Path(made).read_bytes())
-        except OSError as error:
-            raise CompileError(
-                f"the compiled model cannot be written to {out.parent} ({error.strerror}); make "
-                "room there, let MLPOT_CACHE name another folder, or take another engine"
-            ) from error
+        keep_package(Path(made), out)
     return out
+
+
+def keep_package(made: Path, out: Path) -> None:
+    """Copy a finished package to where it is to be.
+
+    Raises:
+        CompileError: no room there.
+    """
+    try:
+        write_atomically(out, made.read_bytes())
+    except OSError as error:
+        raise CompileError(
+            f"the compiled model cannot be written to {out.parent} ({error.strerror}); make "
+            "room there, let MLPOT_CACHE name another folder, or take another engine"
+        ) from error
 
 
 @contextmanager

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from mlpot.deploy.engines import DTYPES, DeployedModel
-from mlpot.deploy.export import deviation, export
+from mlpot.deploy.export import export
 from mlpot.deploy.load import load, read_exported
+from mlpot.deploy.selfcheck import deviation
 from mlpot.deploy.standalone import standalone
 from mlpot.errors import ExportError, InputError, ModelFileError, UnknownModelError
 from mlpot.graph import Graph

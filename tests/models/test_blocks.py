@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mlpot.deploy.export import check_graphs
+from mlpot.deploy.selfcheck import check_graphs
 from mlpot.graph import Graph
 from mlpot.models import blocks
 from mlpot.models.blocks import predict

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mlpot.deploy.compiled import CompiledPotential, Only, compile_variant
-from mlpot.deploy.export import check_graphs
+from mlpot.deploy.selfcheck import check_graphs
 from mlpot.errors import CompileError, DamagedFileError, InputError, ModelFileError
 from mlpot.graph import Graph, batch, cut, halve, take, whole
 from mlpot.models.compiled import cache_path, cached, can_compile, open_runner, workers
