@@ -124,14 +124,27 @@ def test_blocks_give_the_same_numbers_every_time(
 
 
 def test_torch_keeps_its_threads(
-    weights: Path, packages: dict[str, Path], asked: list[str]
+    weights: Path, packages: dict[str, Path], asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In this thread and in one that begins while blocks are worked off; and threads with other
-    numbers may use the same model at the same time."""
+    """Those of a thread that begins while blocks are worked off; and threads with other numbers may
+    use the same model at the same time."""
+    seen: list[int] = []
+
+    def predict(*given: Any) -> Any:
+        begun = Thread(target=lambda: seen.append(torch.get_num_threads()))
+        begun.start()
+        begun.join()
+        return blocks.predict(*given)
+
+    torch.set_num_threads(2)
     put(packages, weights, "blocks")
     model, atoms = load(weights, "compiled", device="cpu"), crowd()
     graph = model.bind(atoms.numbers).graph(atoms.positions)
     want = model.predict(graph).forces
+    with monkeypatch.context() as patch:
+        patch.setattr(compiled, "predict", predict)
+        model.predict(graph)
+    assert seen == [2] and torch.get_num_threads() == 2
     found: dict[int, Any] = {}
 
     def use(threads: int) -> None:

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from mlpot.deploy.compiled import Only
 from mlpot.deploy.engines import DTYPES, DeployedModel
 from mlpot.deploy.export import export
 from mlpot.deploy.load import load, read_exported
+from mlpot.deploy.selfcheck import TOLERANCE as SELF_CHECK
 from mlpot.deploy.selfcheck import deviation
 from mlpot.deploy.standalone import standalone
 from mlpot.errors import ExportError, InputError, ModelFileError, UnknownModelError
@@ -18,6 +20,8 @@ from mlpot.graph import Graph
 from mlpot.models.checkpoint import load_potential
 from mlpot.models.potential import Prediction
 from mlpot.models.scripting import script
+from mlpot.models.tracing import trace_potential
+from mlpot.zoo import resolve
 from tests.helpers import ethanol, methanol_with_water, save_random_model
 
 TOLERANCE = {"float32": 2e-5, "float64": 1e-10}  # eV/Å, rounding of sums over ~100 edges
@@ -214,3 +218,14 @@ def test_bad_requests(weights: Path, exported: tuple[Path, str], tmp_path: Path)
     torch.jit.script(torch.nn.Linear(1, 1)).save(str(plain))
     with pytest.raises(ModelFileError, match="not exported by mlpot"):
         load(plain)
+
+
+def test_rounding_of_the_shipped_weights_passes_the_self_check() -> None:
+    """In float32, with sums in the order of the compiled engine: the elements and distances of the
+    check are at random, so forces are thousands of eV/Å."""
+    potential = load_potential(resolve("pretrained-visnet"))[0].eval()
+    traced = trace_potential(potential)
+    energy, force = deviation(
+        Only("one", lambda inputs: traced(*inputs)), potential, potential.elements, torch.float32
+    )
+    assert 0 < energy <= SELF_CHECK["float32"][0] and 0 < force <= SELF_CHECK["float32"][1]
