@@ -22,10 +22,11 @@ from mlpot.errors import InputError, ModelFileError
 from mlpot.models.extrapolation import Extrapolation, ExtrapolationInfo
 from mlpot.models.heads import EnergyHead, NoiseHead
 from mlpot.models.potential import Denoiser, Potential
-from mlpot.models.priors import ZBL
+from mlpot.models.priors import ZBL, Floor
 from mlpot.models.visnet import ViSNet, ViSNetConfig
 
-FORMAT = 3  # 2: prior, statistics of the guard; 3: lengths of pairs among those
+#: 2: prior, statistics of the guard; 3: lengths of pairs among those; 4: shortest lengths
+FORMAT = 4
 
 #: state that the description holds exactly, so that float32 does not round it
 _TOLD = ("reference_energies", "scale")
@@ -49,6 +50,9 @@ class ModelInfo(BaseModel):
     config: dict[str, Any] = Field(default_factory=dict)
     head_softening: float = 0.1
     prior: Literal["none", "zbl"] = "none"
+    shortest: dict[str, float] = Field(
+        default_factory=dict, description="Å by pair, 'C-H': features see no shorter; {}: any"
+    )
     elements: list[int] = Field(default_factory=list, description="atomic numbers covered")
     reference_energies: dict[int, float] = Field(default_factory=dict, description="eV")
     scale: float = 1.0
@@ -61,7 +65,8 @@ class ModelInfo(BaseModel):
 
     def architecture(self) -> dict[str, Any]:
         """All that decides which operations the model is made of; nothing it has learned."""
-        return self.model_dump(include={"kind", "backbone", "config", "head_softening", "prior"})
+        told = self.model_dump(include={"kind", "backbone", "config", "head_softening", "prior"})
+        return {**told, "floor": bool(self.shortest)}
 
 
 def build(info: ModelInfo) -> Potential | Denoiser:
@@ -73,8 +78,10 @@ def build(info: ModelInfo) -> Potential | Denoiser:
     if info.kind == "denoiser":
         return Denoiser(backbone, NoiseHead(channels, info.head_softening))
     head = EnergyHead(channels, info.head_softening)
-    prior = ZBL(config.max_number) if info.prior == "zbl" else None  # type: ignore[attr-defined]
-    return Potential(backbone, head, info.reference_energies, info.scale, prior)
+    size: int = config.max_number  # type: ignore[attr-defined]
+    prior = ZBL(size, info.shortest) if info.prior == "zbl" else None
+    floor = Floor(info.shortest, size) if info.shortest else None
+    return Potential(backbone, head, info.reference_energies, info.scale, prior, floor)
 
 
 def save(

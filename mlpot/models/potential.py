@@ -35,6 +35,7 @@ class Potential(nn.Module):
         reference_energies: eV per atomic number, for every element the model covers.
         scale: eV per unit of head output.
         prior: ``prior(graph, edge_vectors) -> [N]``, eV per atom, added to what is learned.
+        floor: ``floor(graph, edge_vectors) -> [E, 3]``, edge vectors as the backbone sees them.
     """
 
     reference_energies: Tensor
@@ -47,11 +48,13 @@ class Potential(nn.Module):
         reference_energies: dict[int, float],
         scale: float = 1.0,
         prior: nn.Module | None = None,
+        floor: nn.Module | None = None,
     ):
         super().__init__()
         self.backbone = backbone
         self.head = head
         self.prior = prior
+        self.floor = floor
         self.cutoff = float(backbone.cutoff)  # type: ignore[arg-type]
         self.elements = sorted(reference_energies)
         table = torch.zeros(max(self.elements) + 1, dtype=torch.float64)
@@ -83,7 +86,7 @@ class Potential(nn.Module):
         vectors = edge_vectors(graph)
         if not vectors.requires_grad:
             vectors = vectors.detach().requires_grad_(True)
-        latent = self.backbone(graph, vectors)
+        latent = self.backbone(graph, self.seen(graph, vectors))
         interaction = self._per_structure(self._per_atom(latent, graph, vectors), graph)
         reference = self._per_structure(self.reference_energies[graph.numbers], graph)
         gradient = self._gradient(interaction, vectors)
@@ -103,8 +106,13 @@ class Potential(nn.Module):
     def energy(self, graph: Graph) -> Tensor:
         """Total energy [B] eV alone, differentiable with respect to the positions."""
         vectors = edge_vectors(graph)
-        per_atom = self._per_atom(self.backbone(graph, vectors), graph, vectors).double()
+        latent = self.backbone(graph, self.seen(graph, vectors))
+        per_atom = self._per_atom(latent, graph, vectors).double()
         return self._per_structure(per_atom + self.reference_energies[graph.numbers], graph)
+
+    def seen(self, graph: Graph, vectors: Tensor) -> Tensor:
+        """Edge vectors [E, 3] Å as the backbone sees them."""
+        return vectors if self.floor is None else self.floor(graph, vectors)
 
     def _per_atom(self, latent: Features, graph: Graph, vectors: Tensor) -> Tensor:
         """What was learned, and the prior: [N] eV."""

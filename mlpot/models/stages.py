@@ -56,7 +56,7 @@ def stages(potential: Potential) -> list[Stage]:
     """The stages of a potential for which `has_stages`."""
     backbone: Any = potential.backbone
     layers = range(len(backbone.layers))
-    return [partial(_start, backbone), *(partial(_layer, potential, i) for i in layers)]
+    return [partial(_start, potential), *(partial(_layer, potential, i) for i in layers)]
 
 
 def has_stages(potential: Potential) -> bool:
@@ -64,11 +64,12 @@ def has_stages(potential: Potential) -> bool:
     return isinstance(potential.backbone, ViSNet) and not potential.backbone.self_loops
 
 
-def _start(backbone: ViSNet, place: Place, nothing: State) -> State:
+def _start(potential: Potential, place: Place, nothing: State) -> State:
     """Embedding of every atom, with its neighbourhood."""
+    backbone: Any = potential.backbone
     h, numbers = backbone.config.channels, place.numbers
     sender, receiver = place.edge_index[0], place.edge_index[1]
-    distance, _, envelope = _geometry(backbone, place.vectors)
+    distance, _, envelope = _geometry(potential, place)
     near = linear(backbone.basis(distance), *_rows(backbone.radial, 0, h))
     near = near * envelope * backbone.neighbor_embedding(numbers).index_select(0, sender)
     summed = sum_over_edges(near, receiver, place.atoms)
@@ -81,7 +82,7 @@ def _start(backbone: ViSNet, place: Place, nothing: State) -> State:
 def _layer(potential: Potential, i: int, place: Place, state: State) -> State:
     """Layer ``i``, and what the next one, or the head, makes of its result."""
     backbone: Any = potential.backbone
-    x, vec, f = _messages(backbone, backbone.layers[i], place, state)
+    x, vec, f = _messages(potential, backbone.layers[i], place, state)
     if i + 1 < len(backbone.layers):
         after = _before(backbone.layers[i + 1], x, vec)
         if i > 0:
@@ -92,9 +93,7 @@ def _layer(potential: Potential, i: int, place: Place, state: State) -> State:
     latent = Features(backbone.scalar_norm(x), backbone.vector_norm(vec))
     energy = potential.head(latent) * potential.scale
     if potential.prior is not None:
-        nothing = torch.zeros(0)
-        graph = Graph(place.numbers, nothing, place.edge_index, nothing, nothing, nothing)
-        energy = energy + potential.prior(graph, place.vectors)[: place.atoms]
+        energy = energy + potential.prior(_graph(place), place.vectors)[: place.atoms]
     return State(energy, potential.reference_energies[place.numbers[: place.atoms]])
 
 
@@ -109,12 +108,13 @@ def _before(layer: Any, x: Tensor, vec: Tensor) -> State:
 
 
 def _messages(
-    backbone: ViSNet, layer: Any, place: Place, state: State
+    potential: Potential, layer: Any, place: Place, state: State
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x, vec and f after a layer; with `_before` the equations of `ViSNetLayer.forward`."""
+    backbone: Any = potential.backbone
     h, atoms = layer.channels, place.atoms
     sender, receiver = place.edge_index[0], place.edge_index[1]
-    distance, direction, envelope = _geometry(backbone, place.vectors)
+    distance, direction, envelope = _geometry(potential, place)
     assert state.own is not None and state.read is not None
     known, f = state.read, state.edges
     if f is None:
@@ -174,8 +174,16 @@ def _parts(rows: Tensor, h: int, components: int) -> list[Tensor]:
     return [*scalars.split(h, dim=1), *(v.unflatten(1, (components, h)) for v in vectors)]
 
 
-def _geometry(backbone: ViSNet, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Distance [e], direction [e, L, 1], envelope [e, 1]."""
+def _graph(place: Place) -> Graph:
+    """With what a prior and a floor read of one."""
+    nothing = torch.zeros(0)
+    return Graph(place.numbers, nothing, place.edge_index, nothing, nothing, nothing)
+
+
+def _geometry(potential: Potential, place: Place) -> tuple[Tensor, Tensor, Tensor]:
+    """Distance [e], direction [e, L, 1], envelope [e, 1], as learned features see them."""
+    backbone: Any = potential.backbone
+    vectors = potential.seen(_graph(place), place.vectors)
     distance = torch.sqrt((vectors * vectors).sum(dim=1))
     direction = spherical_harmonics(vectors / distance.unsqueeze(1), backbone.lmax)
     return distance, direction.unsqueeze(2), backbone.envelope(distance).unsqueeze(1)

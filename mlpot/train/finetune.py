@@ -15,6 +15,7 @@ from ase.data import chemical_symbols
 from pydantic import BaseModel, ConfigDict, Field
 
 from mlpot import __version__
+from mlpot.data.lengths import shortest_lengths
 from mlpot.data.loader import GraphLoader, LabelledGraph
 from mlpot.data.record import Record, check_records
 from mlpot.data.references import (
@@ -65,6 +66,13 @@ class FinetuneConfig(BaseModel):
     force_weight: float = Field(1.0, ge=0)
     model: ViSNetConfig = Field(ViSNetConfig(), description="used when starting from nothing")
     prior: Literal["none", "zbl"] = Field("zbl", description="unless a potential is the start")
+    floor: float = Field(
+        0.85,
+        ge=0,
+        le=1,
+        description="features see no pair closer than this share of the shortest length in "
+        "training; below 1 is a margin for narrow data, 0 lets them see everything",
+    )
     loop: FinetuneLoop = FinetuneLoop()
 
 
@@ -255,6 +263,7 @@ def _start(
     else:
         common["reference_energies"] = reference_energies(records, isolated)
         common["prior"] = config.prior
+    common["shortest"] = _shortest(records, config, info)
     info = info.model_copy(update=common)
     model = build(info)
     assert isinstance(model, Potential)
@@ -263,6 +272,23 @@ def _start(
     if isinstance(source, Potential):
         model.head.load_state_dict(source.head.state_dict())
     return model, info
+
+
+def _shortest(
+    records: Sequence[Record], config: FinetuneConfig, start: ModelInfo
+) -> dict[str, float]:
+    """What features are to know as the shortest lengths (Å): of the start, if it was trained on
+    them, or of these frames, where those are shorter."""
+    if not config.floor:
+        return {}
+    cutoff = float(start.config.get("cutoff", config.model.cutoff))
+    found = shortest_lengths(records, cutoff)
+    known = {pair: config.floor * length for pair, length in found.items()}
+    symbols = {chemical_symbols[int(z)] for r in records for z in np.unique(r.numbers)}
+    for pair, length in start.shortest.items():
+        if symbols.issuperset(pair.split("-")):
+            known[pair] = min(length, known.get(pair, length))
+    return {pair: round(length, 4) for pair, length in sorted(known.items())}
 
 
 def _check_learned(train: Sequence[Record], records: Sequence[Record]) -> None:
