@@ -11,14 +11,21 @@ from mlpot.models.checkpoint import ModelInfo, build, save
 from mlpot.models.potential import Potential
 from mlpot.models.visnet import ViSNetConfig
 
+#: Å; bonds of the molecules below are on both sides of these, so that every engine has to know them
+SHORTEST = {"H-C": 1.12, "H-O": 0.98, "C-C": 1.2, "C-O": 1.4}
 REFERENCES = {1: -13.587, 6: -1029.5, 7: -1484.9, 8: -2042.0}
 
 
 def save_random_model(
-    path: Path, name: str = "random", seed: int = 1, scale: float = 2.0, **config: object
+    path: Path,
+    name: str = "random",
+    seed: int = 1,
+    scale: float = 2.0,
+    shortest: dict[str, float] = SHORTEST,
+    **config: object,
 ) -> Path:
     """A potential with random weights on H, C, N, O, with reference energies of real size."""
-    info = _random_info(name, scale, config)
+    info = _random_info(name, scale, config).model_copy(update={"shortest": shortest})
     torch.manual_seed(seed)
     save(build(info), info, path)
     return path
@@ -42,6 +49,7 @@ def _random_info(name: str, scale: float, config: dict[str, object]) -> ModelInf
         scale=scale,
         level="random weights",
         prior="zbl",
+        shortest=SHORTEST,
     )
 
 

@@ -44,7 +44,7 @@ def look(model: Potential, records: Sequence[Record], fitted: Extrapolation | No
         with last_hidden(model) as caught:
             prediction = model(b.graph)
             with torch.no_grad():
-                found = model.backbone(b.graph, edge_vectors(b.graph))
+                found = model.latent(b.graph, edge_vectors(b.graph))
         half = layers[: len(hooks)]
         each = [torch.cat([x + out[0], vector_length(out[1], 0.0)], 1) for x, out in half]
         lengths = vector_length(found.vector, 0.0)

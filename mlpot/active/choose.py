@@ -81,7 +81,7 @@ def describe(model: Potential, records: Sequence[Record]) -> NDArray[np.float64]
     for batch in GraphLoader(records, model.cutoff, shuffle=False, dtype=dtype):
         graph = to(batch.graph, device, dtype)
         with torch.inference_mode(), last_hidden(model) as caught:
-            model.head(model.backbone(graph, edge_vectors(graph)))
+            model.head(model.latent(graph, edge_vectors(graph)))
         hidden = caught[-1].double().cpu().numpy()
         owner, numbers = graph.batch.cpu().numpy(), graph.numbers.cpu().numpy()
         rows += [_pooled(hidden[owner == b], numbers[owner == b]) for b in range(len(batch.energy))]

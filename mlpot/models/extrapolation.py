@@ -186,7 +186,7 @@ def grade(potential: Potential, extrapolation: Extrapolation, graph: Graph) -> T
     """Grades [N] of the atoms of any number of structures; no gradient is taken."""
     with torch.inference_mode(), last_hidden(potential) as caught:
         vectors = edge_vectors(graph)
-        potential.head(potential.backbone(graph, vectors))
+        potential.head(potential.latent(graph, vectors))
         return extrapolation(caught[-1], graph, vectors)
 
 

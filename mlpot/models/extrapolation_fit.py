@@ -124,7 +124,7 @@ def _look(
         lengths, error = pair_lengths(vectors), vectors.new_zeros(len(graph.numbers))
         with torch.no_grad(), last_hidden(potential) as caught:
             if counts is None:
-                potential.head(potential.backbone(graph, vectors))
+                potential.head(potential.latent(graph, vectors))
             else:
                 counts.add(graph.numbers, graph.edge_index, lengths)
                 error = torch.linalg.vector_norm(potential(graph).forces - forces, dim=1)

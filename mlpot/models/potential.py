@@ -86,7 +86,7 @@ class Potential(nn.Module):
         vectors = edge_vectors(graph)
         if not vectors.requires_grad:
             vectors = vectors.detach().requires_grad_(True)
-        latent = self.backbone(graph, self.seen(graph, vectors))
+        latent = self.latent(graph, vectors)
         interaction = self._per_structure(self._per_atom(latent, graph, vectors), graph)
         reference = self._per_structure(self.reference_energies[graph.numbers], graph)
         gradient = self._gradient(interaction, vectors)
@@ -106,9 +106,14 @@ class Potential(nn.Module):
     def energy(self, graph: Graph) -> Tensor:
         """Total energy [B] eV alone, differentiable with respect to the positions."""
         vectors = edge_vectors(graph)
-        latent = self.backbone(graph, self.seen(graph, vectors))
+        latent = self.latent(graph, vectors)
         per_atom = self._per_atom(latent, graph, vectors).double()
         return self._per_structure(per_atom + self.reference_energies[graph.numbers], graph)
+
+    def latent(self, graph: Graph, vectors: Tensor) -> Features:
+        """What the backbone makes of a graph and its edge vectors [E, 3] Å."""
+        features: Features = self.backbone(graph, self.seen(graph, vectors))
+        return features
 
     def seen(self, graph: Graph, vectors: Tensor) -> Tensor:
         """Edge vectors [E, 3] Å as the backbone sees them."""

@@ -10,7 +10,7 @@ from ase.data import chemical_symbols, covalent_radii
 from mlpot.graph import Graph, edge_vectors
 from mlpot.models.checkpoint import ModelInfo, build
 from mlpot.models.potential import Potential
-from mlpot.models.priors import REACH, ZBL
+from mlpot.models.priors import FADE, REACH, ZBL, Floor, floors
 
 ELEMENTS = (1, 6, 7, 8, 9, 15, 16, 17, 35, 53)
 
@@ -94,3 +94,102 @@ def test_its_table_is_code_and_not_weights() -> None:
     with_prior = build(ModelInfo(reference_energies={1: 0.0}, prior="zbl"))
     without = build(ModelInfo(reference_energies={1: 0.0}))
     assert with_prior.state_dict().keys() == without.state_dict().keys()
+
+
+# --- the floor ---------------------------------------------------------------------------------
+
+SHORTEST = {"C-C": 1.3, "H-C": 0.9, "Cl-I": 3.4}
+
+
+def seen(a: int, b: int, r: np.ndarray, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """Lengths as features see them; all pairs in one graph, along a slanted line."""
+    edges = torch.arange(2 * len(r)).view(-1, 2).T
+    none = torch.zeros(0)
+    graph = Graph(torch.tensor([a, b] * len(r)), none, edges, none, none, none)
+    line = torch.tensor([2.0, -1.0, 2.0], dtype=dtype) / 3
+    vectors = torch.tensor(r, dtype=dtype)[:, None] * line
+    out = Floor(SHORTEST).to(dtype)(graph, vectors)
+    assert torch.allclose(out / out.norm(dim=1, keepdim=True), line.expand(len(r), 3), atol=1e-6)
+    beyond = torch.tensor(r >= floors(SHORTEST, 100)[a, b].item() + 1e-6)
+    assert torch.equal(out[beyond], vectors[beyond])  # to the last bit
+    return out.norm(dim=1)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "floor"),
+    [(6, 6, 1.3), (6, 1, 0.9), (1, 6, 0.9), (53, 17, 3.4), (7, 6, covalent_radii[[6, 7]].sum())],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_features_see_no_pair_closer_than_known(
+    a: int, b: int, floor: float, dtype: torch.dtype
+) -> None:
+    """Whichever atom comes first; a pair that was never seen has the length of a bond."""
+    r = np.linspace(0.1, floor + 0.5, 200)
+    lengths = seen(a, b, r, dtype).double().numpy()
+    assert (np.diff(lengths) > -1e-6).all()
+    np.testing.assert_allclose(lengths[r < floor - FADE], floor - FADE / 2, atol=1e-6)
+    np.testing.assert_allclose(lengths[r > floor], r[r > floor], atol=1e-6)
+
+
+def test_the_floor_is_twice_differentiable() -> None:
+    """Slope and curvature of the length that is seen have no step."""
+    for edge in (1.3 - FADE, 1.3):
+        h = 1e-4
+        r = edge + h * np.arange(-4, 5)
+        lengths = seen(6, 6, r).numpy()
+        slopes, curvatures = np.diff(lengths) / h, np.diff(lengths, 2) / h**2
+        assert np.ptp(slopes) < 1e-5 and np.ptp(curvatures) < 0.5 * 60 / FADE**2 * 8 * h
+    at_the_floor = torch.tensor([[1.3, 0.0, 0.0]], requires_grad=True)  # as the shortest frame
+    none = torch.zeros(0)
+    graph = Graph(torch.tensor([6, 6]), none, torch.tensor([[0], [1]]), none, none, none)
+    Floor(SHORTEST)(graph, at_the_floor).norm().backward()
+    assert at_the_floor.grad is not None
+    np.testing.assert_allclose(at_the_floor.grad, [[1.0, 0.0, 0.0]], atol=1e-5)
+
+
+def test_only_the_wall_rules_below_the_floor() -> None:
+    """Whatever a network says of two atoms, and forces stay the gradient."""
+    torch.manual_seed(0)
+    info = ModelInfo(
+        config={"layers": 2, "channels": 16, "heads": 4},
+        reference_energies={6: -1.0},
+        prior="zbl",
+        shortest=SHORTEST,
+        scale=1000.0,
+    )
+    model = build(info).double().eval()
+    assert isinstance(model, Potential)
+    wall = ZBL(shortest=SHORTEST).double()
+
+    def at(r: float) -> Graph:
+        return graph_of(pair(6, 6, r))
+
+    def along(graph: Graph) -> tuple[float, float]:
+        vectors = edge_vectors(graph).requires_grad_(True)
+        slope = torch.autograd.grad(wall(graph, vectors).sum(), vectors)[0].norm(dim=1).sum()
+        return float(model(graph).forces[1, 2]), float(slope)
+
+    for r in (0.4, 0.8, 1.19):
+        learned, expected = along(at(r))
+        assert learned == pytest.approx(expected, rel=1e-9)
+    assert abs(np.subtract(*along(at(1.28)))) > 1
+    for r in (1.19, 1.21, 1.25, 1.299, 1.301):
+        h = 1e-5
+        slope = float(model(at(r + h)).interaction - model(at(r - h)).interaction) / (2 * h)
+        assert float(model(at(r)).forces[1, 2]) == pytest.approx(-slope, rel=1e-6, abs=1e-5)
+
+
+def test_the_wall_reaches_to_the_floor() -> None:
+    """So that no gap is left where nothing repels; bonds that are known do not feel it."""
+    graph = graph_of(pair(17, 53, 3.3))
+    assert float(ZBL(shortest=SHORTEST).double()(graph, edge_vectors(graph)).sum()) > 0
+    assert energy(pair(17, 53, 3.3)) == 0
+
+
+def test_the_description_holds_the_floor() -> None:
+    """Files of before have none, and are other architectures."""
+    bare = ModelInfo(reference_energies={1: 0.0, 6: 0.0})
+    with_floor = bare.model_copy(update={"shortest": {"H-C": 0.9}})
+    assert build(bare).floor is None and build(with_floor).floor is not None
+    assert build(bare).state_dict().keys() == build(with_floor).state_dict().keys()
+    assert bare.architecture() != with_floor.architecture()

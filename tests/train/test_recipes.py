@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from mlpot.data.lengths import shortest_lengths
 from mlpot.data.record import Record
 from mlpot.deploy.load import load as deploy
 from mlpot.errors import DataError, InputError, MLPotError
 from mlpot.models.checkpoint import load
 from mlpot.models.potential import Denoiser, Potential
 from mlpot.models.visnet import ViSNetConfig
-from mlpot.train.finetune import EnergyForceModule, FinetuneConfig, evaluate, finetune
+from mlpot.train.finetune import EnergyForceModule, FinetuneConfig, divide, evaluate, finetune
 from mlpot.train.loop import LoopConfig, quiet, read_toml
 from mlpot.train.losses import energy_force_loss
 from mlpot.train.pretrain import PretrainConfig, pretrain
@@ -205,11 +206,15 @@ def test_denoising_learns_and_seeds_finetuning(records: list[Record], tmp_path: 
 
 
 def test_starting_from_a_potential_keeps_its_forces(records: list[Record], tmp_path: Path) -> None:
-    """References are refitted so that another level of theory costs nothing at step 0."""
-    teacher = save_random_model(tmp_path / "teacher.safetensors", scale=1.0)
+    """References are refitted so that another level of theory costs nothing at step 0. Lengths that
+    are shorter than it knew would change it."""
+    known = {"H-C": 0.8, "H-O": 0.8, "C-C": 1.1, "C-O": 1.1}
+    teacher = save_random_model(tmp_path / "teacher.safetensors", scale=1.0, shortest=known)
+    predict = deploy(teacher)
+    labels = [predict(r.numbers, r.positions) for r in records]
     shifted = [
-        Record(r.numbers, r.positions, (r.energy or 0) + 60.0, r.forces, group="CCO", level="b")
-        for r in records
+        Record(r.numbers, r.positions, label.energy + 60.0, label.forces, group="CCO", level="b")
+        for r, label in zip(records, labels, strict=True)
     ]
     frozen = loop(steps=1, validate_every=1, learning_rate=1e-12, warmup=0)
     _, errors = finetune(shifted, config(loop=frozen), tmp_path / "out", teacher, progress=False)
@@ -220,6 +225,29 @@ def test_starting_from_a_potential_keeps_its_forces(records: list[Record], tmp_p
     assert float(moved[[1, 6, 8]].abs().max()) < 20  # 60 eV over 9 atoms: no element takes it all
     counts = torch.bincount(torch.as_tensor(records[0].numbers), minlength=len(moved))
     assert float((counts * moved).sum()) == pytest.approx(60.0, abs=1e-3)
+
+
+def test_what_was_the_shortest_in_training_is_remembered(
+    records: list[Record], tmp_path: Path
+) -> None:
+    """With a margin where frames are few; of a start, what is shorter still holds."""
+    split = divide(records, config())
+    found = shortest_lengths([records[i] for i in split.train], 5.0)
+    brief = loop(steps=1, validate_every=1, warmup=0)
+    kept = [0, 0.85, 1.0]
+    infos = [
+        finetune(records, config(loop=brief, floor=share), tmp_path / str(share), progress=False)[0]
+        for share in kept
+    ]
+    assert infos[0].shortest == {} and load(tmp_path / "0" / "model.safetensors")[0].floor is None
+    for share, info in zip(kept[1:], infos[1:], strict=True):
+        assert info.shortest == pytest.approx({k: share * v for k, v in found.items()}, abs=1e-4)
+    start = tmp_path / "1.0" / "model.safetensors"
+    tuned = [
+        finetune(records, config(loop=brief, floor=share), tmp_path / f"on {share}", start, False)
+        for share in kept[1:]
+    ]
+    assert tuned[0][0].shortest == infos[1].shortest and tuned[1][0].shortest == infos[2].shortest
 
 
 def test_nan_predictions_are_not_hidden(records: list[Record], tmp_path: Path) -> None:
