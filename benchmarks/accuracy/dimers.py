@@ -39,9 +39,11 @@ WALL = 0.2
 BEYOND = 0.5  # Å of the curve beyond the cutoff
 STEP = 0.01  # Å
 DRAWN = 3  # every so many points are stored
-NUDGE = 1e-4  # Å, for finite differences
-#: what may be left 0.1 Å inside the cutoff: eV, eV/Å
-LEFT = (1e-3, 1e-2)
+NUDGE = 1e-5  # Å, for finite differences; atoms that are no molecule have features as narrow as mÅ
+#: Å inside the cutoff, where nothing may be left. 0.1 Å further in, large atoms are in contact
+RIM = 0.02
+#: what may be left there: eV, eV/Å
+LEFT = (1e-4, 5e-3)
 CONSISTENT = 1e-3  # eV/Å, largest |F + dE/dr|
 SIGNIFICANT = 1e-4  # eV/Å, smaller forces have no sign
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -103,7 +105,7 @@ def measure(model: DeployedModel, pair: tuple[int, int]) -> dict[str, Any]:
     energy, force = curve(model, pair, r)
     deviation = np.abs(force + slope(model, pair, r))
     wall = r <= r[0] + WALL
-    rim = int(np.searchsorted(r, model.cutoff - 0.1))
+    rim = int(np.searchsorted(r, model.cutoff - RIM))
     lowest = int(energy.argmin())
     return {
         "pair": "-".join(chemical_symbols[z] for z in pair),
@@ -181,7 +183,7 @@ def tables(result: dict[str, Any]) -> str:
         ],
         ["largest abs(F + dE/dr)", f"{max(r['deviation'] for r in rows):.1e} eV/Å"],
         [
-            "largest left 0.1 Å inside the cutoff",
+            f"largest left {RIM:g} Å inside the cutoff",
             f"{1e3 * energy:.2g} meV, {1e3 * force:.2g} meV/Å",
         ],
         [

@@ -17,6 +17,7 @@ import re
 import sys
 import time
 from collections import Counter
+from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ import rmd17
 import torch
 import typer
 from ase import Atoms
-from ase.data import chemical_symbols
+from ase.data import chemical_symbols, covalent_radii
 from experiment import (  # this folder is where the script runs
     DATA,
     HELD_OUT,
@@ -47,6 +48,7 @@ from history import LABELLED, learning_curve, plot_learning_curve, read_stage
 
 from mlpot.data.calculators import AIMNet2
 from mlpot.data.formats import read, read_all
+from mlpot.data.lengths import pair_name
 from mlpot.data.record import Record
 from mlpot.data.splits import split_held_out
 from mlpot.models.checkpoint import ModelInfo, load, load_potential
@@ -72,6 +74,8 @@ SECTIONS = (
     ("What denoising is worth", ablation, ""),
     ("Why this size", front, ""),
 )
+#: bonds are shorter than so many sums of covalent radii, contacts are longer
+APART = 1.25
 FRAMES = {"dev": 60, "fast": 600, "standard": 10**9}
 ZERO_SHOT_FRAMES = 1000
 RARE = 2000  # atoms in training
@@ -324,11 +328,20 @@ def card(name: str, info: ModelInfo, result: dict[str, Any], training: dict[str,
         sha256=info.sha256,
         tables=tables(result),
         sections=text,
+        unbonded=unbonded(info) if info.shortest else "not noted",
         rare=", ".join(rare) or "none of its elements",
         data=" ".join(f"../shared/data/{f}" for f in TRAINED_ON),
         **commands_of(stages, name),
         commands="".join(f"{c}\n" for c in commands).format(**commands_of(stages, name)),
     )
+
+
+def unbonded(info: ModelInfo) -> str:
+    """Pairs of elements that have been no nearer in training than `APART` bonds are long."""
+    pairs = combinations_with_replacement(sorted(info.elements), 2)
+    names = {pair_name(a, b): covalent_radii[a] + covalent_radii[b] for a, b in pairs}
+    known = info.shortest
+    return ", ".join(n for n, bond in names.items() if known.get(n, np.inf) > APART * bond)
 
 
 def commands_of(stages: dict[str, Any], name: str) -> dict[str, str]:
