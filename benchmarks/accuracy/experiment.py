@@ -48,14 +48,22 @@ def quiet(*_: Any) -> None:
 
 def stored(name: str) -> dict[str, Any]:
     """Results so far; empty if there are none."""
-    path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_results(RESULTS / f"{name}.json")
 
 
 def store(name: str, result: dict[str, Any]) -> None:
+    write_results(RESULTS / f"{name}.json", result)
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def write_results(path: Path, result: dict[str, Any]) -> None:
+    """JSON with a list of numbers on a line of its own, or thousands of lines would be."""
     text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
     text = re.sub(r"\[[-+.,eE\d\s]*\]", lambda found: " ".join(found[0].split()), text)
-    write_atomically(RESULTS / f"{name}.json", text.encode())
+    write_atomically(path, text.encode())
 
 
 def begun(name: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -64,15 +72,26 @@ def begun(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: stored results are of other settings; one table would mix two experiments.
     """
-    found = stored(name)
+    return begun_at(RESULTS / f"{name}.json", settings)
+
+
+def begun_at(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """`begun`, of any file of results."""
+    found = read_results(path)
     if found and found["settings"] != settings:
         changed = [k for k in settings if settings[k] != found["settings"].get(k)]
         raise InputError(
-            f"results/{name}.json was begun with another {', '.join(changed)} "
-            f"({', '.join(str(found['settings'].get(k)) for k in changed)}). Give the same "
-            "options, or move that file away to start anew"
+            f"{path.name} was begun with another {', '.join(changed)} "
+            f"({', '.join(_brief(found['settings'].get(k)) for k in changed)}); one table would "
+            "mix two experiments. Give the same options, or move that file, and the folder of its "
+            "runs, away to start anew"
         )
     return found or {"settings": settings, "commit": commit(), "machine": machine()}
+
+
+def _brief(value: Any) -> str:
+    text = str(value)
+    return text if len(text) < 60 else f"{text[:60]}..."
 
 
 def commit() -> str:

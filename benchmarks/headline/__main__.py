@@ -67,7 +67,8 @@ def run(
 @app.command()
 def render(mode: ModeName = "standard", readme: Path = ROOT / "README.md") -> None:
     """Write results/MODE.md and .png; of the standard mode, the README's table as well."""
-    from benchmarks.headline.experiment import RESULTS, read_results
+    from benchmarks.accuracy.experiment import read_results
+    from benchmarks.headline.experiment import RESULTS
     from benchmarks.headline.plot import plot
     from benchmarks.headline.tables import END, START, block, page, write_block
     from mlpot.models.checkpoint import write_atomically

@@ -6,8 +6,6 @@ there; numbers go to ``results/MODE.json`` as soon as they are known.
 
 import json
 import math
-import platform
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -15,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from benchmarks.accuracy.experiment import commit
+from benchmarks.accuracy.experiment import begun_at, write_results
 from benchmarks.headline.molecules import ROOT, Problem, chosen, tested
 from benchmarks.headline.settings import Case, Mode, Starts, cases, recipe
 from mlpot.analysis.criteria import judge
@@ -26,8 +23,8 @@ from mlpot.analysis.stability import Content
 from mlpot.analysis.stability import run as simulate
 from mlpot.analysis.subjects import subject
 from mlpot.data.splits import fingerprint
-from mlpot.errors import DataError, InputError
-from mlpot.models.checkpoint import load_potential, write_atomically
+from mlpot.errors import DataError
+from mlpot.models.checkpoint import load_potential
 from mlpot.train.finetune import evaluate, finetune
 from mlpot.train.losses import Errors
 
@@ -35,17 +32,6 @@ Json = dict[str, Any]
 
 RESULTS = Path(__file__).parent / "results"
 STATE = ROOT / "runs" / "headline"
-
-
-def read_results(path: Path) -> Json:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def write_results(path: Path, result: Json) -> None:
-    text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    # a list of numbers on a line of its own, or thousands of lines would be
-    text = re.sub(r"\[[-+.,eE\d\s]*\]", lambda found: " ".join(found[0].split()), text)
-    write_atomically(path, text.encode())
 
 
 def settings_of(mode: Mode, starts: Starts, problems: Sequence[Problem]) -> Json:
@@ -94,23 +80,9 @@ class Experiment:
 
     def _begun(self, absent: dict[str, str]) -> Json:
         settings = settings_of(self.mode, self.starts, list(self.problems.values()))
-        found = read_results(self.file)
-        if found and found["settings"] != settings:
-            changed = [k for k in settings if settings[k] != found["settings"].get(k)]
-            raise InputError(
-                f"{self.file.name} was begun with other {', '.join(changed)}; one table would mix "
-                "two experiments. Give the same options, or move that file and the folder "
-                f"{self.state.name} of its runs away to start anew"
-            )
-        return found or {
-            "settings": settings,
-            "commit": commit(),
-            "machine": f"{platform.machine()}, torch {torch.__version__}",
-            "absent": absent,
-            "molecules": {p.name: _described(p, self.mode) for p in self.problems.values()},
-            "trainings": {},
-            "models": {},
-        }
+        described = {p.name: _described(p, self.mode) for p in self.problems.values()}
+        new = {"absent": absent, "molecules": described, "trainings": {}, "models": {}}
+        return new | begun_at(self.file, settings)
 
     def run(self) -> None:
         """Do what has not been done."""
