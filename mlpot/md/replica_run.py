@@ -134,6 +134,8 @@ class ReplicaRun:
     def _loop(self, bar: Bar, log: Log, trajectories: list[Trajectory]) -> None:
         s = self.settings
         self._record(bar, log, trajectories)
+        if self.guard is not None:
+            self.guard(self.replicas)
         while bar.done < s.steps:
             to_frame = s.report_interval - bar.done % s.report_interval
             count = min(CHUNK, to_frame, s.steps - bar.done)

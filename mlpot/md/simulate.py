@@ -186,12 +186,13 @@ class _Run:
     def _loop(self, bar: Bar, log: Log, trajectory: Trajectory) -> None:
         s = self.settings
         self._record(bar, log, trajectory)
+        self._look(0)
         while bar.done < s.steps:
             to_frame = s.report_interval - bar.done % s.report_interval
-            to_check = CHUNK
+            to_look = CHUNK
             if self.guard is not None:
-                to_check = self.guard.interval - bar.done % self.guard.interval
-            count = min(CHUNK, to_frame, to_check, s.steps - bar.done)
+                to_look = self.guard.every - bar.done % self.guard.every
+            count = min(CHUNK, to_frame, to_look, s.steps - bar.done)
             try:
                 self.host.step(count)
             except MLPotError as error:
@@ -199,13 +200,12 @@ class _Run:
             bar.advance(count)
             if bar.done % s.report_interval == 0:
                 self._record(bar, log, trajectory)
-            if self.guard is not None and bar.done % self.guard.interval == 0:
-                self._check(bar.done)
+            self._look(bar.done)
 
-    def _check(self, step: int) -> None:
-        assert self.watch is not None
-        time = step * self.settings.timestep / 1000
-        self.watch.check(step, time, self.host.positions(), self.structure.box)
+    def _look(self, step: int) -> None:
+        if self.watch is not None and step % self.watch.guard.every == 0:
+            time = step * self.settings.timestep / 1000
+            self.watch.look(step, time, self.host.positions(), self.structure.box)
 
     def _record(self, bar: Bar, log: Log, trajectory: Trajectory) -> None:
         s = self.settings

@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import ase.io
 import numpy as np
@@ -24,7 +25,7 @@ from mlpot.deploy.grader import CommitteeGrader, FeatureGrader, Grader
 from mlpot.deploy.load import load
 from mlpot.errors import InputError, ModelFileError
 from mlpot.graph import Graph
-from mlpot.md.guard import ExtrapolationError, Guard, GuardReporter, ReplicaGuard, Watch
+from mlpot.md.guard import LOOK, ExtrapolationError, Guard, GuardReporter, ReplicaGuard, Watch
 from mlpot.md.replicas import Replicas
 from mlpot.md.settings import Summary
 from mlpot.md.simulate import simulate
@@ -53,7 +54,8 @@ def frames_of(model: Path, numbers: np.ndarray, positions: np.ndarray, width: fl
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A flat energy surface on which ethanol falls apart, and statistics of whole ethanol."""
     path = tmp_path_factory.mktemp("models") / "guarded.safetensors"
-    save_random_model(path, name="guarded", layers=1, scale=0.05)
+    # no wall where its bonds are
+    save_random_model(path, name="guarded", layers=1, scale=0.05, shortest={"H-C": 0.8})
     atoms = ethanol()
     add_guard(path, frames_of(path, atoms.numbers.astype(np.int64), atoms.positions, 0.05))
     return path
@@ -380,6 +382,37 @@ def test_a_run_that_stops_keeps_its_results(
     names = {path.name for path in tmp_path.iterdir()}
     assert {"trajectory.dcd", "log.csv", "final.pdb", "extrapolated.xyz"} <= names
     assert len(ase.io.read(tmp_path / "extrapolated.xyz", ":")) == told(tmp_path)["saved_frames"]
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_start_that_is_outside_already(
+    ethanol_structure: Structure, guarded: Path, tmp_path: Path, replicas: int
+) -> None:
+    torn = ethanol_structure.positions.copy()
+    (oxygen,) = np.flatnonzero(ethanol_structure.numbers == 8)
+    apart = np.linalg.norm(torn - torn[oxygen], axis=1) + 9.0 * (ethanol_structure.numbers != 1)
+    torn[apart.argmin()] += 0.8 * (torn[apart.argmin()] - torn[oxygen])
+    start = replace(ethanol_structure, positions=torn)
+    options = {"steps": 50, "minimize": False, "replicas": replicas, "guard": "stop"}
+    with pytest.raises(ExtrapolationError, match="stopped"):
+        run(start, guarded, tmp_path, **options)
+    assert {flag["step"] for flag in told(tmp_path)["flags"]} == {0}
+
+
+def test_short_bonds_that_tear_are_seen_between_checks(
+    ethanol_structure: Structure, guarded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`mlpot md` looks at lengths every few steps, not only where it checks."""
+    looked: list[int] = []
+    before = Watch.look
+
+    def look(self: Watch, step: int, *given: Any) -> Any:
+        looked.append(step)
+        return before(self, step, *given)
+
+    monkeypatch.setattr(Watch, "look", look)
+    run(ethanol_structure, guarded, tmp_path, steps=2 * LOOK + 1)
+    assert looked == [0, LOOK, 2 * LOOK]
 
 
 def test_a_run_that_warns_goes_on(
