@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from mlpot.deploy.metadata import check_system
+from mlpot.deploy.metadata import check_system, warn_of_unseen_lengths
 from mlpot.errors import InputError, MLPotError, UnsupportedSystemError
 from mlpot.graph import Graph, to
 from mlpot.models.checkpoint import ModelInfo
@@ -149,9 +149,12 @@ class BoundModel:
             raise UnsupportedSystemError("this system is periodic; give its cell ([3, 3] Å)")
         if not any(self.pbc) and cell is not None and np.any(cell):
             raise InputError("a cell was given for a system that is bound as not periodic")
-        prediction = self.model.module(self.graph(positions, cell))
-        # Bad input is found at the door. Later, a minimiser's trial step may bring atoms close.
-        self._finder.overlap = COINCIDENT
+        graph = self.graph(positions, cell)
+        if self._finder.overlap != COINCIDENT:
+            # Bad input is found at the door. Later, a minimiser's trial step may bring atoms close.
+            self._finder.overlap = COINCIDENT
+            warn_of_unseen_lengths(self.model.info, graph)
+        prediction = self.model.module(graph)
         energy = float(prediction.energy[0])
         forces = prediction.forces.detach().cpu().numpy().astype(np.float64)
         if not (np.isfinite(energy) and np.isfinite(forces).all()):

@@ -1,6 +1,7 @@
 """What a deployed file says of itself, and the checks at the door that follow from it."""
 
 import json
+import warnings
 from collections.abc import Sequence
 from typing import Literal
 
@@ -10,7 +11,9 @@ from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mlpot.errors import InputError, ModelFileError, UnsupportedSystemError
+from mlpot.graph import Graph, edge_vectors
 from mlpot.models.checkpoint import ModelInfo
+from mlpot.models.priors import FADE, floors, of_pairs
 
 #: name of the description inside an exported file
 ENTRY = "mlpot.json"
@@ -80,6 +83,26 @@ def check_system(
             f"{info.name} covers closed-shell systems only, but the multiplicity is {multiplicity}"
         )
     return z
+
+
+def warn_of_unseen_lengths(info: ModelInfo, graph: Graph) -> None:
+    """Warn of the pair of atoms that is furthest below the shortest length of its kind in training:
+    there, a model of mlpot knows nothing but a wall (`mlpot.models.priors.Floor`)."""
+    if not info.shortest or graph.edge_index.shape[1] == 0:
+        return
+    table = floors(info.shortest, max(info.elements) + 1).to(graph.positions)
+    known, lengths = of_pairs(table, graph), edge_vectors(graph).norm(dim=1)
+    edge = int((known - lengths).argmax())
+    if known[edge] - lengths[edge] <= FADE:
+        return
+    ends = sorted(int(i) for i in graph.edge_index[:, edge])
+    first, second = (f"{chemical_symbols[int(graph.numbers[i])]} {i}" for i in ends)
+    warnings.warn(
+        f"{first} and {second} are {float(lengths[edge]):.2f} Å apart. {info.name} has not seen "
+        f"such a pair closer than {float(known[edge]):.2f} Å, and does nothing but push it apart. "
+        "Relax the geometry; if this is a bond, fine-tune the model on frames that have it",
+        stacklevel=4,
+    )
 
 
 def _symbols(numbers: Sequence[int]) -> str:

@@ -1,10 +1,12 @@
 """MLPotCalculator as ASE users would use it."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 from ase import units
+from ase.build import molecule
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import thermalize_momenta
@@ -24,7 +26,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_forces_and_stress_against_finite_differences(weights: Path) -> None:
     atoms = methanol_with_water()
     atoms.calc = MLPotCalculator(weights, dtype="float64")
-    numeric = calculate_numerical_forces(atoms, eps=1e-4)
+    numeric = calculate_numerical_forces(atoms, eps=1e-5)  # lengths in the fade of the floor
     np.testing.assert_allclose(atoms.get_forces(), numeric, atol=1e-6)
     atoms.set_cell([7.0, 8.0, 6.5])
     atoms.pbc = True
@@ -128,3 +130,26 @@ def test_what_the_model_does_not_cover_is_refused(weights: Path) -> None:
     fresh.calc = MLPotCalculator(weights)
     with pytest.raises(UnsupportedSystemError, match="no lattice vector"):
         fresh.get_potential_energy()
+
+
+def test_a_pair_closer_than_any_in_training_is_told_once(tmp_path: Path) -> None:
+    """Not below the last hundredths of the floor; and not by files that know no lengths."""
+    atoms = molecule("CH3Cl")
+    atoms.numbers[atoms.numbers == 17] = 8  # a C-O bond of 1.8 Å
+    lengths = {"C-O": 1.85, "H-C": 1.0}
+    path = save_random_model(tmp_path / "m.safetensors", shortest=lengths)
+    atoms.calc = MLPotCalculator(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        atoms.get_forces()
+    lengths["C-O"] = 2.2
+    path = save_random_model(tmp_path / "m.safetensors", shortest=lengths)
+    atoms.calc = MLPotCalculator(path)
+    with pytest.warns(UserWarning, match=r"[CO] 0 and [CO] 1 are 1.78 Å apart.*2.20 Å.*fine-tune"):
+        atoms.get_forces()
+    atoms.positions += 0.01 * np.arange(15).reshape(5, 3) ** 0.5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        atoms.get_forces()
+        atoms.calc = MLPotCalculator(save_random_model(tmp_path / "o.safetensors", shortest={}))
+        atoms.get_forces()
