@@ -12,7 +12,9 @@ from mlpot.models.potential import Potential
 from mlpot.models.visnet import ViSNetConfig
 
 #: Å; bonds of the molecules below are on both sides of these, so that every engine has to know them
-SHORTEST = {"H-C": 1.12, "H-O": 0.98, "C-C": 1.2, "C-O": 1.4}
+FLOORS = {"H-H": 1.2, "H-C": 1.12, "H-N": 0.8, "H-O": 0.98, "C-C": 1.2, "C-N": 1.1, "C-O": 1.4} | {
+    pair: 1.1 for pair in ("N-N", "N-O", "O-O")
+}
 REFERENCES = {1: -13.587, 6: -1029.5, 7: -1484.9, 8: -2042.0}
 
 
@@ -21,11 +23,11 @@ def save_random_model(
     name: str = "random",
     seed: int = 1,
     scale: float = 2.0,
-    shortest: dict[str, float] = SHORTEST,
+    floors: dict[str, float] = FLOORS,
     **config: object,
 ) -> Path:
     """A potential with random weights on H, C, N, O, with reference energies of real size."""
-    info = _random_info(name, scale, config).model_copy(update={"shortest": shortest})
+    info = _random_info(name, scale, config).model_copy(update={"floors": floors})
     torch.manual_seed(seed)
     save(build(info), info, path)
     return path
@@ -49,7 +51,7 @@ def _random_info(name: str, scale: float, config: dict[str, object]) -> ModelInf
         scale=scale,
         level="random weights",
         prior="zbl",
-        shortest=SHORTEST,
+        floors=FLOORS,
     )
 
 

@@ -24,7 +24,9 @@ GRADE = "extrapolation_grade"
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = save_random_model(tmp_path_factory.mktemp("m") / "m.safetensors", layers=1, scale=0.05)
+    path = save_random_model(
+        tmp_path_factory.mktemp("m") / "m.safetensors", layers=1, scale=0.05, floors={}
+    )
     rng, atoms, records = np.random.default_rng(0), ethanol(), []
     for _ in range(60):
         moved = atoms.positions + 0.05 * rng.standard_normal((9, 3))

@@ -45,7 +45,7 @@ def refuses(*args: object) -> str:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "soft.safetensors"
-    return save_random_model(path, name="soft", layers=1, scale=0.05)
+    return save_random_model(path, name="soft", layers=1, scale=0.05, floors={})
 
 
 @pytest.fixture

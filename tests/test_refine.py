@@ -114,7 +114,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "flat.safetensors"
-    return save_random_model(path, name="flat", layers=1, scale=0.05)
+    return save_random_model(path, name="flat", layers=1, scale=0.05, floors={})
 
 
 @pytest.fixture(scope="module")

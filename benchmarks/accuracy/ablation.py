@@ -104,6 +104,7 @@ def recipe(case: Case, steps: int, settings: dict[str, Any]) -> FinetuneConfig:
         held_out=str(HELD_OUT),
         level=LEVEL,
         model=ViSNetConfig(**settings["model"]),
+        floor=0.0,  # nothing but the start is to differ
         loop=FinetuneLoop(
             steps=steps,
             batch_atoms=settings["batch_atoms"],

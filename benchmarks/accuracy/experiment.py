@@ -61,7 +61,7 @@ def read_results(path: Path) -> dict[str, Any]:
 
 def write_results(path: Path, result: dict[str, Any]) -> None:
     """JSON with a list of numbers on a line of its own, or thousands of lines would be."""
-    text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     text = re.sub(r"\[[-+.,eE\d\s]*\]", lambda found: " ".join(found[0].split()), text)
     write_atomically(path, text.encode())
 

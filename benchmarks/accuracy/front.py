@@ -74,6 +74,7 @@ def recipe(name: str, steps: int) -> FinetuneConfig:
         held_out=str(HELD_OUT),
         level=LEVEL,
         model=ViSNetConfig(**MODELS[name]),
+        floor=0.0,  # as all that is in its results
         loop=FinetuneLoop(
             steps=steps,
             batch_atoms=384,

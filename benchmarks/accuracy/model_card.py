@@ -328,7 +328,7 @@ def card(name: str, info: ModelInfo, result: dict[str, Any], training: dict[str,
         sha256=info.sha256,
         tables=tables(result),
         sections=text,
-        unbonded=unbonded(info) if info.shortest else "not noted",
+        unbonded=unbonded(info) if info.floors else "not noted",
         rare=", ".join(rare) or "none of its elements",
         data=" ".join(f"../shared/data/{f}" for f in TRAINED_ON),
         **commands_of(stages, name),
@@ -340,7 +340,7 @@ def unbonded(info: ModelInfo) -> str:
     """Pairs of elements that have been no nearer in training than `APART` bonds are long."""
     pairs = combinations_with_replacement(sorted(info.elements), 2)
     names = {pair_name(a, b): covalent_radii[a] + covalent_radii[b] for a, b in pairs}
-    known = info.shortest
+    known = info.floors
     return ", ".join(n for n, bond in names.items() if known.get(n, np.inf) > APART * bond)
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mlpot.errors import InputError, ModelFileError, UnsupportedSystemError
 from mlpot.graph import Graph, edge_vectors
 from mlpot.models.checkpoint import ModelInfo
-from mlpot.models.priors import FADE, floors, of_pairs
+from mlpot.models.priors import FADE, floor_table, of_pairs
 
 #: name of the description inside an exported file
 ENTRY = "mlpot.json"
@@ -86,11 +86,10 @@ def check_system(
 
 
 def warn_of_unseen_lengths(info: ModelInfo, graph: Graph) -> None:
-    """Warn of the pair of atoms that is furthest below the shortest length of its kind in training:
-    there, a model of mlpot knows nothing but a wall (`mlpot.models.priors.Floor`)."""
-    if not info.shortest or graph.edge_index.shape[1] == 0:
+    """Warn of the pair of atoms that is furthest below its floor (`mlpot.models.priors.Floor`)."""
+    if not info.floors or graph.edge_index.shape[1] == 0:
         return
-    table = floors(info.shortest, max(info.elements) + 1).to(graph.positions)
+    table = floor_table(info.floors, max(info.elements) + 1).to(graph.positions)
     known, lengths = of_pairs(table, graph), edge_vectors(graph).norm(dim=1)
     edge = int((known - lengths).argmax())
     if known[edge] - lengths[edge] <= FADE:
@@ -98,9 +97,9 @@ def warn_of_unseen_lengths(info: ModelInfo, graph: Graph) -> None:
     ends = sorted(int(i) for i in graph.edge_index[:, edge])
     first, second = (f"{chemical_symbols[int(graph.numbers[i])]} {i}" for i in ends)
     warnings.warn(
-        f"{first} and {second} are {float(lengths[edge]):.2f} Å apart. {info.name} has not seen "
-        f"such a pair closer than {float(known[edge]):.2f} Å, and does nothing but push it apart. "
-        "Relax the geometry; if this is a bond, fine-tune the model on frames that have it",
+        f"{first} and {second} are {float(lengths[edge]):.2f} Å apart. The training frames of "
+        f"{info.name} have no such pair, and below {float(known[edge]):.2f} Å it only pushes them "
+        "apart. Relax the geometry; if this is a bond, fine-tune the model on frames that have it",
         stacklevel=4,
     )
 

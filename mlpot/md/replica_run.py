@@ -136,18 +136,23 @@ class ReplicaRun:
         self._record(bar, log, trajectories)
         if self.guard is not None:
             self.guard(self.replicas)
+            self._tell(set())
         while bar.done < s.steps:
             to_frame = s.report_interval - bar.done % s.report_interval
             count = min(CHUNK, to_frame, s.steps - bar.done)
             known = set(self.replicas.lost)
             self.replicas.step(count)
-            for r in sorted(self.replicas.lost.keys() - known):
-                self.report(self._ended(r))
-            if not self.replicas.alive.any():
-                raise self._stopped()
+            self._tell(known)
             bar.advance(count)
             if bar.done % s.report_interval == 0:
                 self._record(bar, log, trajectories)
+
+    def _tell(self, known: set[int]) -> None:
+        """Of replicas that have ended since; raises if none is left."""
+        for r in sorted(self.replicas.lost.keys() - known):
+            self.report(self._ended(r))
+        if not self.replicas.alive.any():
+            raise self._stopped()
 
     def _record(self, bar: Bar, log: Log, trajectories: list[Trajectory]) -> None:
         replicas = self.replicas

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from mlpot.models.potential import Denoiser, Potential
 from mlpot.models.priors import ZBL, Floor
 from mlpot.models.visnet import ViSNet, ViSNetConfig
 
-#: 2: prior, statistics of the guard; 3: lengths of pairs among those; 4: shortest lengths
+#: 2: prior, statistics of the guard; 3: lengths of pairs among those; 4: floors
 FORMAT = 4
 
 #: state that the description holds exactly, so that float32 does not round it
@@ -50,8 +50,8 @@ class ModelInfo(BaseModel):
     config: dict[str, Any] = Field(default_factory=dict)
     head_softening: float = 0.1
     prior: Literal["none", "zbl"] = "none"
-    shortest: dict[str, float] = Field(
-        default_factory=dict, description="Å by pair, 'C-H': features see no shorter; {}: any"
+    floors: dict[str, float] = Field(
+        default_factory=dict, description="Å by pair, 'H-C': features see no shorter; {}: any"
     )
     elements: list[int] = Field(default_factory=list, description="atomic numbers covered")
     reference_energies: dict[int, float] = Field(default_factory=dict, description="eV")
@@ -66,7 +66,13 @@ class ModelInfo(BaseModel):
     def architecture(self) -> dict[str, Any]:
         """All that decides which operations the model is made of; nothing it has learned."""
         told = self.model_dump(include={"kind", "backbone", "config", "head_softening", "prior"})
-        return {**told, "floor": bool(self.shortest)}
+        return {**told, "floor": bool(self.floors)}
+
+    @model_validator(mode="after")
+    def _floors_have_a_wall(self) -> "ModelInfo":
+        if self.floors and self.prior == "none":
+            raise ValueError("floors need the prior 'zbl': below them nothing else would repel")
+        return self
 
 
 def build(info: ModelInfo) -> Potential | Denoiser:
@@ -79,8 +85,8 @@ def build(info: ModelInfo) -> Potential | Denoiser:
         return Denoiser(backbone, NoiseHead(channels, info.head_softening))
     head = EnergyHead(channels, info.head_softening)
     size: int = config.max_number  # type: ignore[attr-defined]
-    prior = ZBL(size, info.shortest) if info.prior == "zbl" else None
-    floor = Floor(info.shortest, size) if info.shortest else None
+    prior = ZBL(size, info.floors) if info.prior == "zbl" else None
+    floor = Floor(info.floors, size) if info.floors else None
     return Potential(backbone, head, info.reference_energies, info.scale, prior, floor)
 
 
@@ -239,11 +245,21 @@ def _check_told(model: Potential | Denoiser, info: ModelInfo) -> None:
     shapes = {k: v.shape for k, v in mine.items()} == {k: v.shape for k, v in theirs.items()}
     told = [k for k in _TOLD if k in mine]
     same = shapes and all(torch.allclose(mine[k].cpu().double(), theirs[k].double()) for k in told)
-    if not same or type(model) is not type(twin):
+    if not same or type(model) is not type(twin) or not _same_tables(model, twin):
         raise InputError(
-            "the description does not fit the model: config, scale or reference energies differ. "
+            "the description does not fit the model: config, prior, floors, scale or reference "
+            "energies differ. "
             "Save with the ModelInfo that the model was built from"
         )
+
+
+def _same_tables(model: nn.Module, twin: nn.Module) -> bool:
+    """Is what follows from the description alone, such as the floors, the same?"""
+    mine, theirs = (dict(m.named_buffers()) for m in (model, twin))
+    fixed = [name for name in mine.keys() | theirs.keys() if name not in model.state_dict()]
+    return mine.keys() == theirs.keys() and all(
+        torch.allclose(mine[k].cpu().double(), theirs[k].double()) for k in fixed
+    )
 
 
 def _hash(tensors: dict[str, Tensor], description: dict[str, Any]) -> str:

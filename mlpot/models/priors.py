@@ -1,8 +1,8 @@
 """What a potential knows before it has learned anything: that nuclei repel.
 
 Data hold few frames with atoms much closer than a bond, and a network may say anything there. A
-simulation that once gets in falls through. So the wall is built in, and where no training frame has
-been, what was learned has no say: `Floor`.
+simulation that once gets in falls through. So the wall is built in, and below the shortest length
+that a pair of elements has had in training, its length is nothing that was learned: `Floor`.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ REACH = 0.8
 SCREENING = ((0.18175, 3.19980), (0.50986, 0.94229), (0.28022, 0.40290), (0.02817, 0.20162))
 
 
-#: Å below the shortest known length, over which learned features stop to follow a pair
+#: Å below the floor of a pair, over which learned features stop to follow a pair
 FADE = 0.1
 
 
@@ -33,13 +33,13 @@ class Floor(nn.Module):
     falls to zero within `FADE`, as the quintic smoothstep, so that it never is below b - FADE / 2.
 
     Args:
-        shortest: Å, by pair ("C-H"). Of other pairs, b is the sum of covalent radii.
+        floors: b in Å, by pair ("H-C"). Of pairs that are not named, the sum of covalent radii.
         max_number: atomic numbers below this.
     """
 
-    def __init__(self, shortest: Mapping[str, float], max_number: int = 100):
+    def __init__(self, floors: Mapping[str, float], max_number: int = 100):
         super().__init__()
-        table = floors(shortest, max_number)
+        table = floor_table(floors, max_number)
         self.register_buffer("table", table.to(torch.get_default_dtype()), persistent=False)
         self.table: Tensor
 
@@ -54,10 +54,10 @@ class Floor(nn.Module):
         return vectors * (seen / distance).unsqueeze(1)
 
 
-def floors(shortest: Mapping[str, float], max_number: int) -> Tensor:
+def floor_table(floors: Mapping[str, float], max_number: int) -> Tensor:
     """b of every pair of atomic numbers, [Z, Z] Å, float64."""
     table = bond_lengths(max_number)
-    for pair, length in shortest.items():
+    for pair, length in floors.items():
         a, b = (atomic_numbers[symbol] for symbol in pair.split("-"))
         table[a, b] = table[b, a] = length
     return table
@@ -84,18 +84,18 @@ class ZBL(nn.Module):
 
     Args:
         max_number: atomic numbers below this.
-        shortest: as `Floor` takes it.
+        floors: as `Floor` takes it.
     """
 
-    def __init__(self, max_number: int = 100, shortest: Mapping[str, float] | None = None):
+    def __init__(self, max_number: int = 100, floors: Mapping[str, float] | None = None):
         super().__init__()
         numbers = torch.arange(max_number, dtype=torch.float64)
         # columns: Z, inverse screening length (1/Å); code, so not among the weights
         screening = numbers**0.23 / (0.8854 * BOHR_TO_ANGSTROM)
         table = torch.stack([numbers, screening], dim=1)
         reach = REACH * bond_lengths(max_number)
-        if shortest:
-            reach = torch.maximum(reach, floors(shortest, max_number))
+        if floors:
+            reach = torch.maximum(reach, floor_table(floors, max_number))
         self.register_buffer("table", table.to(torch.get_default_dtype()), persistent=False)
         self.register_buffer("reach", reach.to(torch.get_default_dtype()), persistent=False)
         self.table: Tensor

@@ -6,16 +6,17 @@ potential (its head goes on learning), a denoised backbone (gets a new head), or
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from ase.data import chemical_symbols
+from ase.data import chemical_symbols, covalent_radii
 from pydantic import BaseModel, ConfigDict, Field
 
 from mlpot import __version__
-from mlpot.data.lengths import shortest_lengths
+from mlpot.data.lengths import pair_name, shortest_lengths
 from mlpot.data.loader import GraphLoader, LabelledGraph
 from mlpot.data.record import Record, check_records
 from mlpot.data.references import (
@@ -29,6 +30,7 @@ from mlpot.errors import DataError, InputError
 from mlpot.graph import Graph
 from mlpot.models.checkpoint import ModelInfo, build, load, load_potential, save
 from mlpot.models.potential import Denoiser, Potential, Prediction
+from mlpot.models.priors import REACH
 from mlpot.models.visnet import ViSNetConfig
 from mlpot.train.guard import fit_guard
 from mlpot.train.loop import HISTORY, LoopConfig, TrainingModule, claim_folder, fit
@@ -70,8 +72,8 @@ class FinetuneConfig(BaseModel):
         0.85,
         ge=0,
         le=1,
-        description="features see no pair closer than this share of the shortest length in "
-        "training; below 1 is a margin for narrow data, 0 lets them see everything",
+        description="features see no pair closer than this share of its shortest length in "
+        "training, the start's included; below 1 is a margin for narrow data, 0 is no floor",
     )
     loop: FinetuneLoop = FinetuneLoop()
 
@@ -263,7 +265,7 @@ def _start(
     else:
         common["reference_energies"] = reference_energies(records, isolated)
         common["prior"] = config.prior
-    common["shortest"] = _shortest(records, config, info)
+    common["floors"] = _floors(records, config, info.model_copy(update=common), source)
     info = info.model_copy(update=common)
     model = build(info)
     assert isinstance(model, Potential)
@@ -274,21 +276,29 @@ def _start(
     return model, info
 
 
-def _shortest(
-    records: Sequence[Record], config: FinetuneConfig, start: ModelInfo
+def _floors(
+    records: Sequence[Record],
+    config: FinetuneConfig,
+    info: ModelInfo,
+    source: Potential | Denoiser | None,
 ) -> dict[str, float]:
-    """What features are to know as the shortest lengths (Å): of the start, if it was trained on
-    them, or of these frames, where those are shorter."""
-    if not config.floor:
+    """Å, of every pair of elements of the new model: the start's, or what follows from these
+    frames where that is shorter. A pair out of reach in all of them counts as seen at the cutoff.
+
+    A start that was trained without floors may know more than these frames show. Unless they are
+    said to be complete (a floor of 1), it keeps its say down to where the wall ends anyway."""
+    if not config.floor or info.prior == "none":
         return {}
-    cutoff = float(start.config.get("cutoff", config.model.cutoff))
-    found = shortest_lengths(records, cutoff)
-    known = {pair: config.floor * length for pair, length in found.items()}
-    symbols = {chemical_symbols[int(z)] for r in records for z in np.unique(r.numbers)}
-    for pair, length in start.shortest.items():
-        if symbols.issuperset(pair.split("-")):
-            known[pair] = min(length, known.get(pair, length))
-    return {pair: round(length, 4) for pair, length in sorted(known.items())}
+    cutoff = float(info.config["cutoff"])
+    found, known = shortest_lengths(records, cutoff), {}
+    unknown = isinstance(source, Potential) and not info.floors and config.floor < 1
+    for a, b in combinations_with_replacement(info.elements, 2):
+        pair = pair_name(a, b)
+        length = config.floor * found.get(pair, cutoff)
+        if unknown:
+            length = min(length, REACH * (covalent_radii[a] + covalent_radii[b]))
+        known[pair] = round(min(length, info.floors.get(pair, length)), 4)
+    return known
 
 
 def _check_learned(train: Sequence[Record], records: Sequence[Record]) -> None:

@@ -368,13 +368,21 @@ def claim_folder(out: Path, config: BaseModel, start: str = "") -> bool:
     path = out / "config.json"
     told = json.dumps({"recipe": config.model_dump(mode="json"), "start": start}, indent=2) + "\n"
     begun = path.is_file() and (out / RESUME).is_file()
-    if begun and path.read_text() != told:
+    if begun and (changed := _changed(json.loads(path.read_text()), json.loads(told))):
         raise InputError(
-            f"{out} holds a run with another configuration or starting model ({path}). Choose "
-            "another output folder, or remove this one to start anew"
+            f"{out} holds a run with another configuration or starting model ({path}: "
+            f"{', '.join(changed)}). Choose another output folder, or remove this one to start anew"
         )
     write_atomically(path, told.encode())
     return begun
+
+
+def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Names of what differs."""
+    old, new = ({"starting model": d["start"], **d["recipe"]} for d in (before, now))
+    if "floor" in new:
+        old.setdefault("floor", 0.0)  # of runs that were begun before there was one
+    return sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
 
 
 def quiet() -> None:

@@ -27,7 +27,9 @@ def small(name: str = "CH3OH", group: str = "standard") -> Molecule:
 def soft(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     """Random weights on a flat energy surface: nothing stays bound, and nothing explodes."""
     path = tmp_path_factory.mktemp("models") / "soft.safetensors"
-    return subject(str(save_random_model(path, name="soft", layers=1, scale=0.05)), engine="eager")
+    return subject(
+        str(save_random_model(path, name="soft", layers=1, scale=0.05, floors={})), engine="eager"
+    )
 
 
 @pytest.fixture

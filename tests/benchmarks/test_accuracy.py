@@ -342,7 +342,7 @@ def test_the_criterion_finds_the_first_frame_and_the_bond() -> None:
 
 @pytest.fixture
 def tiny_model(tmp_path: Path) -> DeployedModel:
-    path = save_random_model(tmp_path / "md.safetensors", scale=0.05, **TINY)
+    path = save_random_model(tmp_path / "md.safetensors", scale=0.05, floors={}, **TINY)
     return load(path, engine="eager", dtype="float64")
 
 

@@ -137,19 +137,21 @@ def test_a_pair_closer_than_any_in_training_is_told_once(tmp_path: Path) -> None
     atoms = molecule("CH3Cl")
     atoms.numbers[atoms.numbers == 17] = 8  # a C-O bond of 1.8 Å
     lengths = {"C-O": 1.85, "H-C": 1.0}
-    path = save_random_model(tmp_path / "m.safetensors", shortest=lengths)
+    path = save_random_model(tmp_path / "m.safetensors", floors=lengths)
     atoms.calc = MLPotCalculator(path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         atoms.get_forces()
     lengths["C-O"] = 2.2
-    path = save_random_model(tmp_path / "m.safetensors", shortest=lengths)
+    path = save_random_model(tmp_path / "m.safetensors", floors=lengths)
     atoms.calc = MLPotCalculator(path)
-    with pytest.warns(UserWarning, match=r"[CO] 0 and [CO] 1 are 1.78 Å apart.*2.20 Å.*fine-tune"):
+    with pytest.warns(
+        UserWarning, match=r"[CO] 0 and [CO] 1 are 1.78 Å apart.*below 2.20 Å.*fine-tune"
+    ):
         atoms.get_forces()
     atoms.positions += 0.01 * np.arange(15).reshape(5, 3) ** 0.5
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         atoms.get_forces()
-        atoms.calc = MLPotCalculator(save_random_model(tmp_path / "o.safetensors", shortest={}))
+        atoms.calc = MLPotCalculator(save_random_model(tmp_path / "o.safetensors", floors={}))
         atoms.get_forces()

@@ -14,7 +14,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 def soft_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights on a flat energy surface: MD stays calm, but nothing stays bound."""
     path = tmp_path_factory.mktemp("models") / "soft.safetensors"
-    return save_random_model(path, name="soft", layers=1, scale=0.05)
+    return save_random_model(path, name="soft", layers=1, scale=0.05, floors={})
 
 
 @pytest.fixture

@@ -54,8 +54,7 @@ def frames_of(model: Path, numbers: np.ndarray, positions: np.ndarray, width: fl
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A flat energy surface on which ethanol falls apart, and statistics of whole ethanol."""
     path = tmp_path_factory.mktemp("models") / "guarded.safetensors"
-    # no wall where its bonds are
-    save_random_model(path, name="guarded", layers=1, scale=0.05, shortest={"H-C": 0.8})
+    save_random_model(path, name="guarded", layers=1, scale=0.05, floors={})
     atoms = ethanol()
     add_guard(path, frames_of(path, atoms.numbers.astype(np.int64), atoms.positions, 0.05))
     return path
@@ -394,12 +393,15 @@ def test_a_start_that_is_outside_already(
     torn[apart.argmin()] += 0.8 * (torn[apart.argmin()] - torn[oxygen])
     start = replace(ethanol_structure, positions=torn)
     options = {"steps": 50, "minimize": False, "replicas": replicas, "guard": "stop"}
+    lines: list[str] = []
     with pytest.raises(ExtrapolationError, match="stopped"):
-        run(start, guarded, tmp_path, **options)
+        run(start, guarded, tmp_path, report=lines.append, **options)
+    if replicas > 1:
+        assert sum("left what" in line for line in lines) == replicas, lines
     assert {flag["step"] for flag in told(tmp_path)["flags"]} == {0}
 
 
-def test_short_bonds_that_tear_are_seen_between_checks(
+def test_a_run_looks_at_lengths_between_checks(
     ethanol_structure: Structure, guarded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`mlpot md` looks at lengths every few steps, not only where it checks."""

@@ -1,5 +1,8 @@
 """The wall: against the formula, against nature, and together with a network."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +10,11 @@ from ase import Atoms, units
 from ase.build import molecule
 from ase.data import chemical_symbols, covalent_radii
 
+from mlpot.errors import InputError
 from mlpot.graph import Graph, edge_vectors
-from mlpot.models.checkpoint import ModelInfo, build
+from mlpot.models.checkpoint import ModelInfo, build, load, save
 from mlpot.models.potential import Potential
-from mlpot.models.priors import FADE, REACH, ZBL, Floor, floors
+from mlpot.models.priors import FADE, REACH, ZBL, Floor, floor_table
 
 ELEMENTS = (1, 6, 7, 8, 9, 15, 16, 17, 35, 53)
 
@@ -98,7 +102,7 @@ def test_its_table_is_code_and_not_weights() -> None:
 
 # --- the floor ---------------------------------------------------------------------------------
 
-SHORTEST = {"C-C": 1.3, "H-C": 0.9, "Cl-I": 3.4}
+FLOORS = {"C-C": 1.3, "H-C": 0.9, "Cl-I": 3.4}
 
 
 def seen(a: int, b: int, r: np.ndarray, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -108,9 +112,9 @@ def seen(a: int, b: int, r: np.ndarray, dtype: torch.dtype = torch.float64) -> t
     graph = Graph(torch.tensor([a, b] * len(r)), none, edges, none, none, none)
     line = torch.tensor([2.0, -1.0, 2.0], dtype=dtype) / 3
     vectors = torch.tensor(r, dtype=dtype)[:, None] * line
-    out = Floor(SHORTEST).to(dtype)(graph, vectors)
+    out = Floor(FLOORS).to(dtype)(graph, vectors)
     assert torch.allclose(out / out.norm(dim=1, keepdim=True), line.expand(len(r), 3), atol=1e-6)
-    beyond = torch.tensor(r >= floors(SHORTEST, 100)[a, b].item() + 1e-6)
+    beyond = torch.tensor(r >= floor_table(FLOORS, 100)[a, b].item() + 1e-6)
     assert torch.equal(out[beyond], vectors[beyond])  # to the last bit
     return out.norm(dim=1)
 
@@ -142,7 +146,7 @@ def test_the_floor_is_twice_differentiable() -> None:
     at_the_floor = torch.tensor([[1.3, 0.0, 0.0]], requires_grad=True)  # as the shortest frame
     none = torch.zeros(0)
     graph = Graph(torch.tensor([6, 6]), none, torch.tensor([[0], [1]]), none, none, none)
-    Floor(SHORTEST)(graph, at_the_floor).norm().backward()
+    Floor(FLOORS)(graph, at_the_floor).norm().backward()
     assert at_the_floor.grad is not None
     np.testing.assert_allclose(at_the_floor.grad, [[1.0, 0.0, 0.0]], atol=1e-5)
 
@@ -154,12 +158,12 @@ def test_only_the_wall_rules_below_the_floor() -> None:
         config={"layers": 2, "channels": 16, "heads": 4},
         reference_energies={6: -1.0},
         prior="zbl",
-        shortest=SHORTEST,
+        floors=FLOORS,
         scale=1000.0,
     )
     model = build(info).double().eval()
     assert isinstance(model, Potential)
-    wall = ZBL(shortest=SHORTEST).double()
+    wall = ZBL(floors=FLOORS).double()
 
     def at(r: float) -> Graph:
         return graph_of(pair(6, 6, r))
@@ -182,14 +186,51 @@ def test_only_the_wall_rules_below_the_floor() -> None:
 def test_the_wall_reaches_to_the_floor() -> None:
     """So that no gap is left where nothing repels; bonds that are known do not feel it."""
     graph = graph_of(pair(17, 53, 3.3))
-    assert float(ZBL(shortest=SHORTEST).double()(graph, edge_vectors(graph)).sum()) > 0
+    assert float(ZBL(floors=FLOORS).double()(graph, edge_vectors(graph)).sum()) > 0
     assert energy(pair(17, 53, 3.3)) == 0
 
 
-def test_the_description_holds_the_floor() -> None:
+def test_of_a_pair_below_its_floor_the_length_does_not_count() -> None:
+    """In a molecule too: what is left along that edge is the wall. Its direction still counts."""
+    torch.manual_seed(0)
+    info = ModelInfo(
+        config={"layers": 2, "channels": 16, "heads": 4},
+        reference_energies={1: 0.0, 6: -1.0, 8: -2.0},
+        prior="zbl",
+        floors=FLOORS,
+        scale=1000.0,
+    )
+    model = build(info).double().eval()
+    assert isinstance(model, Potential)
+    atoms = molecule("CH3CH2OH")
+    atoms.positions[0] += 0.3 * (atoms.positions[1] - atoms.positions[0])  # C-C at 1.06 Å
+    graph, wall = graph_of(atoms), ZBL(floors=FLOORS).double()
+    edge = ((graph.edge_index[0] == 0) & (graph.edge_index[1] == 1)).nonzero().item()
+
+    def along(energy: Callable[[torch.Tensor], torch.Tensor]) -> float:
+        vectors = edge_vectors(graph).requires_grad_(True)
+        slope = torch.autograd.grad(energy(vectors).sum(), vectors)[0][edge]
+        return float(slope @ vectors[edge].detach() / vectors[edge].detach().norm())
+
+    everything = along(lambda v: model._per_atom(model.latent(graph, v), graph, v))
+    assert everything == pytest.approx(along(lambda v: wall(graph, v)), rel=1e-9)
+    assert everything < -1
+
+
+def test_the_description_holds_the_floor(tmp_path: Path) -> None:
     """Files of before have none, and are other architectures."""
-    bare = ModelInfo(reference_energies={1: 0.0, 6: 0.0})
-    with_floor = bare.model_copy(update={"shortest": {"H-C": 0.9}})
+    bare = ModelInfo(reference_energies={1: 0.0, 6: 0.0}, prior="zbl")
+    with_floor = bare.model_copy(update={"floors": {"H-C": 0.9}})
     assert build(bare).floor is None and build(with_floor).floor is not None
     assert build(bare).state_dict().keys() == build(with_floor).state_dict().keys()
     assert bare.architecture() != with_floor.architecture()
+    save(build(with_floor), with_floor, tmp_path / "m.safetensors")
+    assert load(tmp_path / "m.safetensors")[1].floors == with_floor.floors
+    for other in (bare, with_floor.model_copy(update={"floors": {"H-C": 0.8}})):
+        with pytest.raises(InputError, match="floors"):
+            save(build(with_floor), other, tmp_path / "m.safetensors")
+
+
+def test_without_a_wall_there_is_no_floor() -> None:
+    with pytest.raises(ValueError, match="nothing else would repel"):
+        ModelInfo(reference_energies={1: 0.0}, floors={"H-H": 1.0})

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ase.data import atomic_numbers, covalent_radii
 
 from mlpot.data.lengths import shortest_lengths
 from mlpot.data.record import Record
@@ -209,7 +210,7 @@ def test_starting_from_a_potential_keeps_its_forces(records: list[Record], tmp_p
     """References are refitted so that another level of theory costs nothing at step 0. Lengths that
     are shorter than it knew would change it."""
     known = {"H-C": 0.8, "H-O": 0.8, "C-C": 1.1, "C-O": 1.1}
-    teacher = save_random_model(tmp_path / "teacher.safetensors", scale=1.0, shortest=known)
+    teacher = save_random_model(tmp_path / "teacher.safetensors", scale=1.0, floors=known)
     predict = deploy(teacher)
     labels = [predict(r.numbers, r.positions) for r in records]
     shifted = [
@@ -227,27 +228,63 @@ def test_starting_from_a_potential_keeps_its_forces(records: list[Record], tmp_p
     assert float((counts * moved).sum()) == pytest.approx(60.0, abs=1e-3)
 
 
-def test_what_was_the_shortest_in_training_is_remembered(
+BRIEF: dict[str, Any] = {"steps": 1, "validate_every": 1, "warmup": 0}
+
+
+def floors_of(
+    records: list[Record], out: Path, start: Path | None = None, **changes: Any
+) -> dict[str, float]:
+    """Of what a single step leaves."""
+    settings = config(loop=loop(**BRIEF), **changes)
+    return finetune(records, settings, out, start, progress=False)[0].floors
+
+
+def test_floors_are_the_shortest_lengths_in_training(records: list[Record], tmp_path: Path) -> None:
+    """With a margin where frames are few. Of a start, what is shorter still holds."""
+    split = divide(records, config())
+    found = {"O-O": 5.0, **shortest_lengths([records[i] for i in split.train], 5.0)}
+    assert len(found) == 6  # a pair out of reach counts as seen at the cutoff
+    for share in (0.85, 1.0):
+        floors = floors_of(records, tmp_path / str(share), floor=share)
+        assert floors == pytest.approx({k: share * v for k, v in found.items()}, abs=1e-4)
+    narrow, wide = (load(tmp_path / s / "model.safetensors")[1].floors for s in ("1.0", "0.85"))
+    for first, share in (("1.0", 0.85), ("0.85", 1.0)):
+        start = tmp_path / first / "model.safetensors"
+        assert floors_of(records, tmp_path / f"{share} on {first}", start, floor=share) == wide
+    assert narrow != wide
+
+
+def test_no_floors_where_none_are_wanted_or_nothing_else_would_repel(
     records: list[Record], tmp_path: Path
 ) -> None:
-    """With a margin where frames are few; of a start, what is shorter still holds."""
-    split = divide(records, config())
-    found = shortest_lengths([records[i] for i in split.train], 5.0)
-    brief = loop(steps=1, validate_every=1, warmup=0)
-    kept = [0, 0.85, 1.0]
-    infos = [
-        finetune(records, config(loop=brief, floor=share), tmp_path / str(share), progress=False)[0]
-        for share in kept
-    ]
-    assert infos[0].shortest == {} and load(tmp_path / "0" / "model.safetensors")[0].floor is None
-    for share, info in zip(kept[1:], infos[1:], strict=True):
-        assert info.shortest == pytest.approx({k: share * v for k, v in found.items()}, abs=1e-4)
-    start = tmp_path / "1.0" / "model.safetensors"
-    tuned = [
-        finetune(records, config(loop=brief, floor=share), tmp_path / f"on {share}", start, False)
-        for share in kept[1:]
-    ]
-    assert tuned[0][0].shortest == infos[1].shortest and tuned[1][0].shortest == infos[2].shortest
+    assert floors_of(records, tmp_path / "a", floor=0) == {}
+    assert load(tmp_path / "a" / "model.safetensors")[0].floor is None
+    assert floors_of(records, tmp_path / "b", prior="none") == {}
+
+
+def test_a_start_without_floors_keeps_its_say_about_other_molecules(
+    records: list[Record], tmp_path: Path
+) -> None:
+    """Frames of ethanol have no O-O, and H-H no nearer than in a methyl group: no word about H2O2
+    or H2. Complete frames (a floor of 1) may say so."""
+    start = save_random_model(tmp_path / "start.safetensors", floors={})
+    floors = floors_of(records, tmp_path / "few", start)
+    for pair, length in floors.items():
+        radii = [covalent_radii[atomic_numbers[symbol]] for symbol in pair.split("-")]
+        assert length <= 0.8 * sum(radii) + 1e-4
+    assert floors_of(records, tmp_path / "complete", start, floor=1.0)["O-O"] == 5.0
+
+
+def test_runs_of_before_there_were_floors_go_on(records: list[Record], tmp_path: Path) -> None:
+    settings = config(loop=loop(**BRIEF), floor=0.0)
+    before = finetune(records, settings, tmp_path, progress=False)
+    path = tmp_path / "config.json"
+    told = json.loads(path.read_text())
+    del told["recipe"]["floor"]
+    path.write_text(json.dumps(told))
+    assert finetune(records, settings, tmp_path, progress=False) == before
+    with pytest.raises(InputError, match=r"config\.json: floor\)"):
+        finetune(records, config(loop=loop(**BRIEF)), tmp_path, progress=False)
 
 
 def test_nan_predictions_are_not_hidden(records: list[Record], tmp_path: Path) -> None:
