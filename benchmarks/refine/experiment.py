@@ -1,5 +1,8 @@
 """Train on few frames at 300 K, refine at higher temperatures, simulate every model on the way.
 
+Two controls are trained as the last model was, from the same start and on as many frames: of 300 K
+only, and of all temperatures without anything that chose them.
+
 Labels are GFN2-xTB's, of which `benchmarks/headline/data` has frames to learn from and to test on.
 A bond is judged as there: by its mean in the reference's frames, the same for every model.
 """
@@ -24,6 +27,7 @@ from mlpot.analysis.stability import Content
 from mlpot.analysis.stability import run as simulate
 from mlpot.analysis.subjects import subject
 from mlpot.data.labellers import labeller
+from mlpot.data.record import Record
 from mlpot.data.splits import fingerprint
 from mlpot.errors import DataError
 from mlpot.md.structure import read_structure
@@ -36,6 +40,9 @@ Json = dict[str, Any]
 RESULTS = Path(__file__).parent / "results"
 STATE = ROOT / "runs" / "refine"
 
+#: names of the controls
+COLD, HOT = "as many at 300 K", "as many at random, 300 to 1000 K"
+
 #: of pretrained-visnet, with fresh weights: what few frames alone make of it does break
 ARCHITECTURE = ViSNetConfig(layers=4, channels=64, heads=64, cutoff=4.0)
 
@@ -47,6 +54,7 @@ class Mode:
     Attributes:
         molecule: of `benchmarks.headline.molecules`.
         frames: at 300 K, to start from.
+        repeats: draws of those frames; each is a refinement of its own.
         refinement: of `mlpot refine`.
         steps: of every training.
         temperatures: K, of the simulations that judge.
@@ -57,6 +65,7 @@ class Mode:
 
     molecule: str
     frames: int
+    repeats: int
     refinement: RefineSettings
     steps: int
     temperatures: tuple[float, ...]
@@ -70,6 +79,7 @@ MODES = {
     "dev": Mode(
         "bicyclopentylamine",
         20,
+        1,
         RefineSettings((300.0,), ps=0.1, replicas=2, rounds=1, frames=5, initial=10),
         20,
         (1000.0,),
@@ -81,6 +91,7 @@ MODES = {
     "standard": Mode(
         "bicyclopentylamine",
         50,
+        2,
         RefineSettings((300.0, 600.0, 1000.0), ps=5.0, replicas=4, rounds=5, initial=10),
         2000,
         (600.0, 1000.0),
@@ -107,39 +118,67 @@ class Experiment:
     def __init__(self, mode: Mode, results: Path, state: Path, report: Callable[[str], None]):
         self.mode, self.state, self.file, self.report = mode, state, results, report
         self.problem = _problem(mode.molecule)
-        learn = chosen(self.problem.learn, mode.frames, 0)
-        told = {**asdict(mode), "refinement": mode.refinement.told(), "frames": fingerprint(learn)}
-        settings = json.loads(json.dumps(told | {"model": ARCHITECTURE.model_dump()}))
-        self.learn = learn
-        new = {"count": len(learn), "level": self.problem.level, "rounds": [], "models": {}}
+        told = {**asdict(mode), "refinement": mode.refinement.told()}
+        told["recipe"] = self._recipe().model_dump(mode="json")
+        told["data"] = fingerprint([*self.problem.learn, *self._hot()])
+        settings = json.loads(json.dumps(told))
+        new = {"level": self.problem.level, "refinements": {}, "models": {}}
         self.result = new | begun_at(results, settings)
 
     def run(self) -> None:
         """Do what has not been done."""
-        config = self._recipe()
-        first = self.state / "start"
-        quiet = {"progress": False, "report": lambda text: None}
-        finetune(self.learn, config, first, None, **quiet)
-        self._measure("start", first / "model.safetensors", len(self.learn))
-        out = self.state / "refined"
+        for draw in range(self.mode.repeats):
+            self._repeat(draw)
+
+    def _repeat(self, draw: int) -> None:
+        state = self.state / f"draw-{draw}"
+        learn = chosen(self.problem.learn, self.mode.frames, draw)
+        start = self._trained(learn, state / "start", None)
+        self._measure(draw, "start", start, len(learn))
+        out = state / "refined"
         refine(
             read_structure(str(self._geometry())),
-            first / "model.safetensors",
+            start,
             labeller("gfn2-xtb"),
             self.mode.refinement,
-            config,
+            self._recipe(),
             out,
-            data=self.learn,
+            data=learn,
             progress=False,
             report=self.report,
         )
         told = read_json(out / ROUNDS)
-        self.result |= {"rounds": told["rounds"], "outcome": told["outcome"]}
+        kept = {key: told[key] for key in ("rounds", "outcome")}
+        self.result["refinements"][str(draw)] = kept
+        labels = 0
         for row in told["rounds"]:
             if row["trained"]:
-                path = RoundFiles(out, row["round"]).model
-                self._measure(f"after round {row['round']}", path, row["training_frames"])
+                path, labels = RoundFiles(out, row["round"]).model, row["training_frames"]
+                self._measure(draw, f"after round {row['round']}", path, labels)
+        for name, frames in self._controls(draw, labels).items() if labels else ():
+            together = [*learn, *frames]
+            path = self._trained(together, state / ("cold" if name == COLD else "hot"), start)
+            self._measure(draw, name, path, len(together))
         write_results(self.file, self.result)
+
+    def _controls(self, draw: int, labels: int) -> dict[str, list[Record]]:
+        """As many more frames as refinement took, that nothing chose."""
+        more, seed = labels - self.mode.frames, draw + 1000
+        cold = chosen(self.problem.learn, labels, draw)[self.mode.frames :]
+        return {COLD: cold, HOT: chosen(self._hot(), more, seed)}
+
+    def _hot(self) -> list[Record]:
+        """Of the reference's two simulations at each temperature the first; the other is to test
+        on."""
+        return [r for frames in self.problem.tests.values() for r in frames[: len(frames) // 2]]
+
+    def _tests(self) -> dict[float, list[Record]]:
+        second = {t: f[len(f) // 2 :] for t, f in self.problem.tests.items()}
+        return tested(second, self.mode.tested)
+
+    def _trained(self, frames: list[Record], out: Path, start: Path | None) -> Path:
+        finetune(frames, self._recipe(), out, start, progress=False, report=lambda text: None)
+        return out / "model.safetensors"
 
     def _recipe(self) -> FinetuneConfig:
         steps = self.mode.steps
@@ -167,26 +206,25 @@ class Experiment:
         ase.io.write(path, Atoms(molecule.numbers, molecule.positions))
         return path
 
-    def _measure(self, name: str, path: Path, frames: int) -> None:
+    def _measure(self, draw: int, name: str, path: Path, frames: int) -> None:
         """Errors on frames of the reference, and simulations."""
-        if name in self.result["models"]:
+        model, info = load_potential(path)
+        key, mode = f"{name} | {draw}", self.mode
+        if self.result["models"].get(key, {}).get("sha256") == info.sha256:
             return
-        model, mode = load_potential(path)[0], self.mode
-        errors = {
-            f"{t:g}": millis(evaluate(model, records))
-            for t, records in tested(self.problem.tests, mode.tested).items()
-        }
+        errors = {f"{t:g}": millis(evaluate(model, f)) for t, f in self._tests().items()}
         scenario = Scenario(
             "ladder", ("own",), mode.temperatures, mode.picoseconds, seeds=mode.seeds
         )
         content = Content([scenario], [self.problem.molecule])
-        out = self.state / f"simulations-{name.replace(' ', '-')}"
+        out = path.parent / "simulations"
         folder = simulate(subject(str(path)), content, out, report=lambda text: None)
         runs = verdicts(folder, self.problem)
-        self.result["models"][name] = {"frames": frames, "test_meV": errors, "runs": runs}
+        row = {"name": name, "draw": draw, "frames": frames, "sha256": info.sha256}
+        self.result["models"][key] = {**row, "test_meV": errors, "runs": runs}
         write_results(self.file, self.result)
         stable = [run["stable_ps"] for run in runs]
-        self.report(f"{name}: {frames} labels, stable for {sum(stable) / len(stable):.2f} ps")
+        self.report(f"{key}: {frames} labels, stable for {sum(stable) / len(stable):.2f} ps")
 
 
 def _problem(molecule: str) -> Problem:

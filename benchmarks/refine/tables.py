@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy.experiment import table
+from benchmarks.refine.experiment import COLD, HOT
 from mlpot.analysis.intervals import bootstrap_mean
 from mlpot.errors import InputError
 
@@ -17,29 +18,25 @@ def block(result: Json) -> str:
     """For the README: what every model held."""
     s = result["settings"]
     kelvins = [f"{t:g}" for t in s["temperatures"]]
-    tests = list(next(iter(result["models"].values()))["test_meV"])
-    header = [
-        "model",
-        "labels",
-        *(f"stable at {t} K, ps" for t in kelvins),
-        *(f"F MAE {t} K" for t in tests),
-    ]
-    rows = [
-        [
-            name,
-            str(model["frames"]),
-            *(_stable(model, float(t)) for t in kelvins),
-            *(f"{model['test_meV'][t]['force_mae']:.0f}" for t in tests),
-        ]
-        for name, model in result["models"].items()
-    ]
+    models = list(result["models"].values())
+    tests = list(models[0]["test_meV"])
+    header = ["model", "labels", *(f"stable at {t} K, ps" for t in kelvins)]
+    header += [f"F MAE {t} K" for t in tests]
+    rows = []
+    for name in _names(models):
+        mine = [m for m in models if m["name"] == name]
+        errors = [", ".join(_whole(m["test_meV"][t]["force_mae"]) for m in mine) for t in tests]
+        labels = ", ".join(str(m["frames"]) for m in mine)
+        rows.append([name, labels, *(_stable(mine, float(t)) for t in kelvins), *errors])
     hottest = max(s["refinement"]["temperatures"])
     return "\n".join(
         [
-            f"{s['molecule']}, {result['level']}: from {result['count']} frames at 300 K and random"
-            f" weights, then `mlpot refine`",
-            f"up to {hottest:g} K. Mean of {s['seeds']} runs of {s['picoseconds']:g} ps (95 %"
-            " interval), whole of all; forces in meV/Å.",
+            f"{s['molecule']}, {result['level']}: {s['frames']} frames at 300 K and random weights,"
+            f" then `mlpot refine` up to {hottest:g} K,",
+            f"{s['repeats']} times from other frames. Mean of {s['seeds']} simulations of each"
+            f" model, {s['picoseconds']:g} ps at most (95 % interval over simulations), and how"
+            " many were whole to their end; forces in meV/Å. As many frames that nothing chose are"
+            " the controls, trained in the same way.",
             "",
             table(header, rows),
         ]
@@ -48,20 +45,26 @@ def block(result: Json) -> str:
 
 def page(result: Json) -> str:
     """Everything, for results/MODE.md."""
-    header = (
-        "round | K | replicas | flagged | broke | first flag, ps | labels | F MAE before, after"
-    )
-    rows = [line for row in result["rounds"] for line in _round(row)]
+    header = "draw | round | K | replicas | flagged | broke | first flag, ps | labels | F MAE"
+    told = result["refinements"]
+    rows = [[n, *line] for n, r in told.items() for row in r["rounds"] for line in _round(row)]
+    ends = "; ".join(f"draw {n}, {r['outcome']}" for n, r in told.items()) or "not finished"
     parts = [
         "# Active learning",
         block(result),
         "## What the guard saw, round by round",
         table(header.split(" | "), rows),
-        f"Outcome: {result.get('outcome') or 'not finished'}. Errors in meV/Å, on the frames of the"
-        " round, before and after they were learned.",
+        f"Outcome: {ends}. F MAE in meV/Å, on the frames of the round: before, and after most of"
+        " them were trained on.",
         f"Commit {result['commit']}; {result['machine']}.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _names(models: list[Json]) -> list[str]:
+    """Start, rounds, controls."""
+    names = list(dict.fromkeys(m["name"] for m in models))
+    return sorted(names, key=lambda n: (n in (COLD, HOT), n != "start", n))
 
 
 def write_block(path: Path, text: str) -> None:
@@ -73,13 +76,18 @@ def write_block(path: Path, text: str) -> None:
     path.write_text(pattern.sub(lambda _: f"{START}\n{text}\n{END}", content), encoding="utf-8")
 
 
-def _stable(model: Json, kelvin: float) -> str:
+def _stable(models: list[Json], kelvin: float) -> str:
     """'3.1 (1.2 to 5.0), 2 of 8'"""
-    runs = [run for run in model["runs"] if run["temperature"] == kelvin]
-    mean = bootstrap_mean([[run["stable_ps"] for run in runs]])
-    whole = sum(not run["broke"] for run in runs)
+    runs = [[run for run in m["runs"] if run["temperature"] == kelvin] for m in models]
+    mean = bootstrap_mean([[run["stable_ps"] for run in mine] for mine in runs])
+    every = [run for mine in runs for run in mine]
+    whole = sum(not run["broke"] for run in every)
     interval = f" ({mean.low:.3g} to {mean.high:.3g})" if mean.low < mean.high else ""
-    return f"{mean.value:.3g}{interval}, {whole} of {len(runs)}"
+    return f"{mean.value:.3g}{interval}, {whole} of {len(every)}"
+
+
+def _whole(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0f}"
 
 
 def _round(row: Json) -> list[list[str]]:
