@@ -40,8 +40,10 @@ BEYOND = 0.5  # Å of the curve beyond the cutoff
 STEP = 0.01  # Å
 DRAWN = 3  # every so many points are stored
 NUDGE = 1e-5  # Å, for finite differences; atoms that are no molecule have features as narrow as mÅ
-#: Å inside the cutoff, where nothing may be left. 0.1 Å further in, large atoms are in contact
+#: Å inside the cutoff, where nothing may be left, or there would be a step
 RIM = 0.02
+#: Å inside the cutoff, where what the cutoff takes away is told; it is not judged
+CUT_OFF = 0.1
 #: what may be left there: eV, eV/Å
 LEFT = (1e-4, 5e-3)
 CONSISTENT = 1e-3  # eV/Å, largest |F + dE/dr|
@@ -105,7 +107,7 @@ def measure(model: DeployedModel, pair: tuple[int, int]) -> dict[str, Any]:
     energy, force = curve(model, pair, r)
     deviation = np.abs(force + slope(model, pair, r))
     wall = r <= r[0] + WALL
-    rim = int(np.searchsorted(r, model.cutoff - RIM))
+    rim, tail = (int(np.searchsorted(r, model.cutoff - x)) for x in (RIM, CUT_OFF))
     lowest = int(energy.argmin())
     return {
         "pair": "-".join(chemical_symbols[z] for z in pair),
@@ -118,6 +120,8 @@ def measure(model: DeployedModel, pair: tuple[int, int]) -> dict[str, Any]:
         "deviation": float(deviation.max()),
         "energy_at_rim": float(np.abs(energy[rim:]).max()),
         "force_at_rim": float(np.abs(force[rim:]).max()),
+        "energy_in_tail": float(np.abs(energy[tail:]).max()),
+        "force_in_tail": float(np.abs(force[tail:]).max()),
         "minimum": [float(r[lowest]), float(energy[lowest])],
         "r": r[::DRAWN].round(3).tolist(),
         "energy": energy[::DRAWN].round(4).tolist(),
@@ -172,7 +176,11 @@ def tables(result: dict[str, Any]) -> str:
         return f"{len(rows) - len(bad.get(name, []))} of {len(rows)}"
 
     flips = [row["flips"] for row in rows]
-    force, energy = (max(row[f"{what}_at_rim"] for row in rows) for what in ("force", "energy"))
+
+    def largest(where: str) -> str:
+        energy, force = (1e3 * max(r[f"{x}_{where}"] for r in rows) for x in ("energy", "force"))
+        return f"{energy:.2g} meV, {force:.2g} meV/Å"
+
     checks = [
         ["repulsive over the innermost 0.2 Å", passed("no wall")],
         ["repulsion grows monotonically inwards there", passed("wall not monotone")],
@@ -184,8 +192,9 @@ def tables(result: dict[str, Any]) -> str:
         ["largest abs(F + dE/dr)", f"{max(r['deviation'] for r in rows):.1e} eV/Å"],
         [
             f"largest left {RIM:g} Å inside the cutoff",
-            f"{1e3 * energy:.2g} meV, {1e3 * force:.2g} meV/Å",
+            largest("at_rim"),
         ],
+        [f"and {CUT_OFF:g} Å inside: what the cutoff takes away", largest("in_tail")],
         [
             "weakest force in a wall",
             f"{weakest['weakest_wall_force']:.1f} eV/Å ({weakest['pair']})",
