@@ -104,7 +104,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(
         exploring,
         "Guard",
-        lambda model, policy, report: Guard(Scripted(model), policy, report=report),
+        lambda model, policy, **given: Guard(Scripted(model), policy, **given),
     )
     Springs.calls.clear()
     Springs.deadly = -1
@@ -159,7 +159,7 @@ def whole(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exploring, "THERMAL_SPACING", 0.0)
         patch.setattr(
-            exploring, "Guard", lambda m, policy, report: Guard(Scripted(m), policy, report=report)
+            exploring, "Guard", lambda m, policy, **given: Guard(Scripted(m), policy, **given)
         )
         Springs.calls.clear()
         told = refine(structure, start, out)

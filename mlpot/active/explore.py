@@ -10,10 +10,10 @@ from rich.console import Console
 
 from mlpot.active.records import RoundFiles, write_frames, write_json
 from mlpot.active.sanity import Sanity
-from mlpot.active.settings import RefineSettings
+from mlpot.active.settings import INTERVAL, LOOK, RefineSettings
 from mlpot.deploy.grader import has_statistics
 from mlpot.deploy.load import compile_ahead, load
-from mlpot.md.guard import INTERVAL, Flag, Guard, ReplicaGuard
+from mlpot.md.guard import Flag, Guard, ReplicaGuard
 from mlpot.md.replicas import Replicas
 from mlpot.md.reporters import Bar, Frame
 from mlpot.md.settings import LONG, MINIMIZE, torch_threads
@@ -167,7 +167,8 @@ def explore(
     Raises:
         InputError, UnsupportedSystemError: the model cannot run this molecule.
     """
-    guard = Guard(run.model, "warn", report=lambda line: None) if run.guarded else None
+    often: Any = {"interval": INTERVAL, "look": LOOK, "report": lambda line: None}
+    guard = Guard(run.model, "warn", **often) if run.guarded else None
     low = run.temperatures == min(settings.temperatures)
     thermal = frozenset(low.nonzero()[0].tolist() if run.number == 0 else ())
     scout = Scout(structure, settings, run.temperatures, guard, thermal)

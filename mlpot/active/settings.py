@@ -5,7 +5,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mlpot.errors import InputError
-from mlpot.md.guard import INTERVAL
+
+#: steps between checks of the guard, and between looks at lengths: more often than a bare run has
+#: them, because frames to label are taken there
+INTERVAL, LOOK = 25, 5
 
 
 @dataclass(frozen=True)

@@ -33,11 +33,11 @@ from mlpot.units import NM_TO_ANGSTROM
 
 POLICIES = ("warn", "save", "stop")
 
-#: steps between checks: a check costs about two steps of the compiled engine
-INTERVAL = 25
+#: steps between checks: one costs 2 to 4 steps of the compiled engine
+INTERVAL = 100
 
-#: steps between looks at lengths; divides INTERVAL
-LOOK = 5
+#: steps between looks at lengths, which see first what breaks; divides INTERVAL
+LOOK = 10
 
 #: checks in a row in which one atom is above the line
 CHECKS = 3

@@ -25,7 +25,15 @@ from mlpot.deploy.grader import CommitteeGrader, FeatureGrader, Grader
 from mlpot.deploy.load import load
 from mlpot.errors import InputError, ModelFileError
 from mlpot.graph import Graph
-from mlpot.md.guard import LOOK, ExtrapolationError, Guard, GuardReporter, ReplicaGuard, Watch
+from mlpot.md.guard import (
+    INTERVAL,
+    LOOK,
+    ExtrapolationError,
+    Guard,
+    GuardReporter,
+    ReplicaGuard,
+    Watch,
+)
 from mlpot.md.replicas import Replicas
 from mlpot.md.settings import Summary
 from mlpot.md.simulate import simulate
@@ -179,20 +187,21 @@ def test_a_full_disk_leaves_whole_frames(tmp_path: Path, monkeypatch: pytest.Mon
 def test_lengths_are_looked_at_between_checks(guarded: Path) -> None:
     atoms, lines = ethanol(), []
     guard = Guard(guarded, report=lines.append)
-    assert (guard.every, guard.interval) == (5, 25)
+    assert (guard.every, guard.interval) == (LOOK, INTERVAL)
     watch = guard.watch(atoms.numbers)
-    assert watch.look(5, 0.0025, atoms.positions) is None
-    grades = watch.look(25, 0.0125, atoms.positions)
+    assert watch.look(LOOK, 0.005, atoms.positions) is None
+    grades = watch.look(INTERVAL, 0.05, atoms.positions)
     assert grades is not None and not lines
     atoms.set_distance(0, 6, 1.6, fix=0)  # C-H
-    grades = watch.look(30, 0.015, atoms.positions)
+    torn = INTERVAL + LOOK
+    grades = watch.look(torn, 0.055, atoms.positions)
     assert grades is not None and grades[6] > guard.sure
-    assert (guard.flags[0].step, guard.flags[0].atom) == (30, 0)
+    assert (guard.flags[0].step, guard.flags[0].atom) == (torn, 0)
     assert guard.flags[0].reason == "C 0 - H 6 at 1.60 Å, hardly ever seen in training"
-    assert watch.look(35, 0.0175, atoms.positions) is None and watch.outside  # known already
+    assert watch.look(torn + LOOK, 0.06, atoms.positions) is None and watch.outside  # known already
     other = guard.watch(atoms.numbers)
-    assert other.look(5, 0.0025, atoms.positions * np.nan) is not None and len(guard.flags) == 2
-    assert Guard(guarded, interval=7).every == 7 and Guard(Silent()).every == 25
+    assert other.look(LOOK, 0.005, atoms.positions * np.nan) is not None and len(guard.flags) == 2
+    assert Guard(guarded, interval=7).every == 7 and Guard(Silent()).every == INTERVAL
 
 
 @pytest.mark.parametrize(
@@ -449,7 +458,7 @@ def test_an_exported_model_with_the_statistics_of_its_weights(
     ethanol_structure: Structure, guarded: Path, tmp_path: Path
 ) -> None:
     export(guarded, tmp_path / "m.pt")
-    options = {"engine": "auto", "steps": 25}
+    options = {"engine": "auto", "steps": 5}
     assert run(ethanol_structure, tmp_path / "m.pt", tmp_path / "a", **options).guard is None
     options |= {"guard_model": str(guarded)}
     found = run(ethanol_structure, tmp_path / "m.pt", tmp_path / "b", **options)
