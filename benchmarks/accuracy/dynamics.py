@@ -1,6 +1,7 @@
 """Dynamics of molecules never seen: do they hold together, and is energy conserved?
 
     python benchmarks/accuracy/dynamics.py run --model pretrained-visnet   # hours; resumable
+    python benchmarks/accuracy/dynamics.py run --only long      # beside it, on another core
     python benchmarks/accuracy/dynamics.py render               # results/dynamics.md and .png
 
 Molecules are drawn from the test part of the zoo's recipe by seed. Each starts from its labelled
@@ -85,21 +86,27 @@ class Dynamics:
 
     def run(self, run: Run) -> None:
         """All batches of one run; results are stored after each."""
-        chosen = self.molecules
-        if run.molecules:
-            chosen = for_long_runs(chosen, run.molecules)
-        size = self.settings["batch"]
         rows: list[dict[str, Any]] = []
-        for number, at in enumerate(range(0, len(chosen), size)):
-            rows += self.batch(run, chosen[at : at + size], number)
+        for number, chosen in enumerate(self.batches(run)):
+            rows += self.batch(run, chosen, number)
             self.result["runs"][run.name] = {**run._asdict(), "rows": rows}
             store(NAME, self.result)
             bad = [row["name"] for row in rows if not sound(row)]
             print(f"{run.name}: {len(rows)} molecules, broken: {bad or 'none'}", flush=True)
 
-    def batch(self, run: Run, molecules: list[Molecule], number: int) -> list[dict[str, Any]]:
-        interval = max(1, round(self.settings["frame_fs"] / self.settings["timestep"]))
-        frame_ps = 1e-3 * interval * self.settings["timestep"]
+    def batches(self, run: Run) -> list[list[Molecule]]:
+        chosen, size = self.molecules, self.settings["batch"]
+        if run.molecules:
+            chosen = for_long_runs(chosen, run.molecules)
+        return [chosen[at : at + size] for at in range(0, len(chosen), size)]
+
+    @property
+    def interval(self) -> int:
+        """Steps between stored frames."""
+        return max(1, round(self.settings["frame_fs"] / self.settings["timestep"]))
+
+    def simulate(self, run: Run, molecules: list[Molecule], number: int) -> Trajectory:
+        """What there is of a batch, and the rest of it; stored as it goes."""
         replicas = Replicas(
             self.model,
             [m.numbers for m in molecules],
@@ -109,10 +116,14 @@ class Dynamics:
             friction=self.settings["friction"],
             seeds=[_seed_of(m.name, run, self.settings["seed"]) for m in molecules],
         )
-        picoseconds = run.picoseconds * self.settings["share"]
-        frames = max(1, round(picoseconds / frame_ps))
+        femtoseconds = 1000 * run.picoseconds * self.settings["share"]
+        frames = max(1, round(femtoseconds / (self.interval * self.settings["timestep"])))
         folder = STATE / NAME / run.name.replace(" ", "-") / str(number)
-        done = simulate(replicas, frames * interval, interval, folder)
+        return simulate(replicas, frames * self.interval, self.interval, folder)
+
+    def batch(self, run: Run, molecules: list[Molecule], number: int) -> list[dict[str, Any]]:
+        frame_ps = 1e-3 * self.interval * self.settings["timestep"]
+        done = self.simulate(run, molecules, number)
         if run.name == RUNS[0].name:
             self._average(molecules, done, frame_ps)
         rows = []
@@ -208,6 +219,7 @@ def run(
     nve_seeds: int = 5,
     threads: int = 2,
     engine: str = "compiled",
+    only: str = typer.Option("", help="a run to simulate beside another process, not judged here"),
 ) -> None:
     """Do what is not done yet."""
     torch.set_num_threads(threads)
@@ -228,6 +240,11 @@ def run(
     records = read(DATA / DRUGLIKE)
     test = [records[i] for i in split_held_out(records, HELD_OUT).test]
     experiment = Dynamics(deployed, choose(test, seed), settings)
+    if only:
+        each = _run_of(only)
+        for number, molecules in enumerate(experiment.batches(each)):
+            experiment.simulate(each, molecules, number)
+        return
     drift = experiment.result.setdefault("nve", {})
     for dtype in ("float32", "float64"):
         if dtype not in drift:
@@ -237,6 +254,13 @@ def run(
             print(f"NVE {dtype}: {drift[dtype]['slopes']} meV/atom/ps", flush=True)
     for each in RUNS:
         experiment.run(each)
+
+
+def _run_of(name: str) -> Run:
+    for each in RUNS:
+        if each.name == name:
+            return each
+    raise InputError(f"no run is called {name!r}; there are {', '.join(r.name for r in RUNS)}")
 
 
 def _check_state(settings: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import typer
 
 from mlpot.data.record import Record
 from mlpot.data.splits import split_held_out
@@ -186,6 +187,24 @@ def write_page(name: str, text: str) -> Path:
     path = RESULTS / f"{name}.md"
     write_atomically(path, (text.rstrip() + "\n").encode())
     return path
+
+
+def fill(path: Path, start: str, text: str, end: str) -> bool:
+    """Replace what a file has between two markers; False where it has none."""
+    content = path.read_text(encoding="utf-8")
+    pattern = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.S)
+    if not pattern.search(content):
+        return False
+    filled = pattern.sub(lambda _: f"{start}\n{text}\n{end}", content, count=1)
+    path.write_text(filled, encoding="utf-8")
+    return True
+
+
+def known(mode: str, modes: Iterable[str]) -> str:
+    """The mode, if it is one; else an error for the command line."""
+    if mode not in (names := list(modes)):
+        raise typer.BadParameter(f"--mode must be {', '.join(names)}, got {mode!r}")
+    return mode
 
 
 def save_plot(figure: Any, name: str) -> Path:

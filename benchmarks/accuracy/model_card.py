@@ -13,7 +13,6 @@ other experiments of this folder add their tables, where they have measured the 
 
 import hashlib
 import json
-import re
 import sys
 import time
 from collections import Counter
@@ -37,6 +36,7 @@ from experiment import (  # this folder is where the script runs
     ROOT,
     TRAINED_ON,
     commit,
+    fill,
     machine,
     millis,
     save_plot,
@@ -379,13 +379,8 @@ def render(name: str = "pretrained-visnet") -> None:
 def write_readme(name: str, text: str) -> None:
     readme = ROOT / "README.md"
     start, end = f"<!-- errors of {name}: generated -->", "<!-- end -->"
-    old = readme.read_text()
-    if start not in old:
-        sys.exit(f"README.md has no line {start!r}")
-    new = re.sub(
-        f"{re.escape(start)}.*?{end}", lambda _: f"{start}\n{text}\n{end}", old, flags=re.S
-    )
-    readme.write_text(new)
+    if not fill(readme, start, text, end):
+        sys.exit(f"README.md has no lines {start!r} and {end!r}")
 
 
 if __name__ == "__main__":

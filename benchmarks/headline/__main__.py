@@ -42,6 +42,7 @@ def run(
     """Do what is not in the results yet."""
     import torch
 
+    from benchmarks.accuracy.experiment import known
     from benchmarks.headline.experiment import RESULTS, STATE, Experiment
     from benchmarks.headline.molecules import available
     from benchmarks.headline.settings import MODES, read_starts
@@ -49,7 +50,7 @@ def run(
 
     quiet()
     torch.set_num_threads(threads)
-    chosen = MODES[_known(mode)]
+    chosen = MODES[known(mode, MODES)]
     problems, absent = available(chosen.molecules)
     for name, why in absent.items():
         typer.echo(f"{name} is left out: {why}")
@@ -67,13 +68,14 @@ def run(
 @app.command()
 def render(mode: ModeName = "standard", readme: Path = ROOT / "README.md") -> None:
     """Write results/MODE.md and .png; of the standard mode, the README's table as well."""
-    from benchmarks.accuracy.experiment import read_results
+    from benchmarks.accuracy.experiment import known, read_results
     from benchmarks.headline.experiment import RESULTS
     from benchmarks.headline.plot import plot
+    from benchmarks.headline.settings import MODES
     from benchmarks.headline.tables import END, START, block, page, write_block
     from mlpot.models.checkpoint import write_atomically
 
-    result = read_results(RESULTS / f"{_known(mode)}.json")
+    result = read_results(RESULTS / f"{known(mode, MODES)}.json")
     if not result.get("models"):
         raise typer.BadParameter(f"results/{mode}.json has no models yet: `run --mode {mode}`")
     write_atomically(RESULTS / f"{mode}.md", page(result, mode).encode())
@@ -83,14 +85,6 @@ def render(mode: ModeName = "standard", readme: Path = ROOT / "README.md") -> No
         if not write_block(readme, block(result)):
             raise typer.BadParameter(f"{readme.name} has no lines {START!r} and {END!r}")
         typer.echo(f"wrote the table in {readme.name}")
-
-
-def _known(mode: str) -> str:
-    from benchmarks.headline.settings import MODES
-
-    if mode not in MODES:
-        raise typer.BadParameter(f"--mode must be {', '.join(MODES)}, got {mode!r}")
-    return mode
 
 
 if __name__ == "__main__":

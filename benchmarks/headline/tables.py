@@ -1,10 +1,10 @@
 """Stored numbers as Markdown: a page for a mode, and what goes between the README's markers."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.accuracy.experiment import fill
 from benchmarks.headline.molecules import MOLECULES, ROOM
 from benchmarks.headline.settings import DENOISED, NOTHING, PRETRAINED
 from benchmarks.headline.statistics import (
@@ -35,12 +35,7 @@ _SIGN = {"": "", ">=": "≥ ", "<=": "≤ ", "?": "? "}
 
 def write_block(path: Path, text: str) -> bool:
     """Replace what stands between the markers; False where there are none."""
-    content = path.read_text(encoding="utf-8")
-    pattern = re.compile(f"{re.escape(START)}.*?{re.escape(END)}", re.S)
-    if not pattern.search(content):
-        return False
-    path.write_text(pattern.sub(lambda _: f"{START}\n{text}\n{END}", content), encoding="utf-8")
-    return True
+    return fill(path, START, text, END)
 
 
 def block(result: Json) -> str:

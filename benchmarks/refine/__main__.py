@@ -23,38 +23,31 @@ def run(
     """Do what is not in the results yet."""
     import torch
 
+    from benchmarks.accuracy.experiment import known
     from benchmarks.refine.experiment import MODES, RESULTS, STATE, Experiment
     from mlpot.train.loop import quiet
 
     quiet()
     torch.set_num_threads(threads)
-    chosen = MODES[_known(mode)]
+    chosen = MODES[known(mode, MODES)]
     Experiment(chosen, RESULTS / f"{mode}.json", STATE / mode, typer.echo).run()
 
 
 @app.command()
 def render(mode: ModeName = "standard", readme: Path = ROOT / "README.md") -> None:
     """Write results/MODE.md; of the standard mode, the README's table as well."""
-    from benchmarks.accuracy.experiment import read_results
-    from benchmarks.refine.experiment import RESULTS
-    from benchmarks.refine.tables import block, page, write_block
+    from benchmarks.accuracy.experiment import known, read_results
+    from benchmarks.refine.experiment import MODES, RESULTS
+    from benchmarks.refine.tables import END, START, block, page, write_block
     from mlpot.models.checkpoint import write_atomically
 
-    result = read_results(RESULTS / f"{_known(mode)}.json")
+    result = read_results(RESULTS / f"{known(mode, MODES)}.json")
     if not result.get("models"):
         raise typer.BadParameter(f"results/{mode}.json has no models yet: `run --mode {mode}`")
     write_atomically(RESULTS / f"{mode}.md", page(result).encode())
-    if mode == "standard":
-        write_block(readme, block(result))
+    if mode == "standard" and not write_block(readme, block(result)):
+        raise typer.BadParameter(f"{readme.name} has no lines {START!r} and {END!r}")
     typer.echo(f"wrote {mode}.md")
-
-
-def _known(mode: str) -> str:
-    from benchmarks.refine.experiment import MODES
-
-    if mode not in MODES:
-        raise typer.BadParameter(f"--mode must be {', '.join(MODES)}, got {mode!r}")
-    return mode
 
 
 if __name__ == "__main__":

@@ -1,13 +1,11 @@
 """Stored numbers as Markdown."""
 
-import re
 from pathlib import Path
 from typing import Any
 
-from benchmarks.accuracy.experiment import table
+from benchmarks.accuracy.experiment import fill, table
 from benchmarks.refine.experiment import COLD, HOT
 from mlpot.analysis.intervals import bootstrap_mean
-from mlpot.errors import InputError
 
 Json = dict[str, Any]
 
@@ -67,13 +65,9 @@ def _names(models: list[Json]) -> list[str]:
     return sorted(names, key=lambda n: (n in (COLD, HOT), n != "start", n))
 
 
-def write_block(path: Path, text: str) -> None:
-    """Replace what stands between the markers."""
-    content = path.read_text(encoding="utf-8")
-    pattern = re.compile(f"{re.escape(START)}.*?{re.escape(END)}", re.S)
-    if not pattern.search(content):
-        raise InputError(f"{path.name} has no lines {START!r} and {END!r}")
-    path.write_text(pattern.sub(lambda _: f"{START}\n{text}\n{END}", content), encoding="utf-8")
+def write_block(path: Path, text: str) -> bool:
+    """Replace what stands between the markers; False where there are none."""
+    return fill(path, START, text, END)
 
 
 def _stable(models: list[Json], kelvin: float) -> str:

@@ -1,8 +1,8 @@
 """Results as Markdown and as a plot."""
 
-import re
 from pathlib import Path
 
+from benchmarks.accuracy.experiment import fill
 from benchmarks.speed.bound import NAME as BOUND
 from benchmarks.speed.geometries import SYSTEMS
 from benchmarks.speed.ours import OURS
@@ -154,14 +154,8 @@ def _throughput(result: Result) -> list[str]:
 
 
 def write_readme(readme: Path, text: str) -> bool:
-    """Replace what stands between the markers; False where they are missing."""
-    content = readme.read_text(encoding="utf-8")
-    pattern = re.compile(f"{re.escape(START)}.*?{re.escape(END)}", flags=re.S)
-    if not pattern.search(content):
-        return False
-    block = f"{START}\n{text}\n{END}"
-    readme.write_text(pattern.sub(lambda _: block, content, count=1), encoding="utf-8")
-    return True
+    """Replace what stands between the markers; False where there are none."""
+    return fill(readme, START, text, END)
 
 
 def plot(result: Result, path: Path) -> None:

@@ -1,9 +1,10 @@
 """Sums of all models as Markdown."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from benchmarks.accuracy.experiment import fill
 
 Summary = dict[str, Any]
 
@@ -27,13 +28,7 @@ def markdown(summaries: Sequence[Summary]) -> str:
 
 def write_block(path: Path, block: str) -> bool:
     """Replace what stands between the markers; False where there are none."""
-    text = path.read_text(encoding="utf-8")
-    pattern = re.compile(f"{re.escape(START)}.*?{re.escape(END)}", re.S)
-    if not pattern.search(text):
-        return False
-    replaced = pattern.sub(lambda _: f"{START}\n{block}\n{END}", text)
-    path.write_text(replaced, encoding="utf-8")
-    return True
+    return fill(path, START, block, END)
 
 
 def interval(values: Sequence[float | None] | None, digits: int = 3, sign: bool = False) -> str:

@@ -14,7 +14,7 @@ _NUMBERS = 128
 
 
 def shortest_lengths(records: Iterable[Record], cutoff: float) -> dict[str, float]:
-    """Å, of every pair of elements ("C-H", by atomic number) that has one below ``cutoff`` Å;
+    """Å, of every pair of elements ("H-C", by atomic number) that has one below ``cutoff`` Å;
     images of a periodic structure count."""
     shortest = np.full(_NUMBERS * _NUMBERS, np.inf)
     finder = NeighborFinder(cutoff)
@@ -27,7 +27,7 @@ def shortest_lengths(records: Iterable[Record], cutoff: float) -> dict[str, floa
 
 
 def pair_name(a: int, b: int) -> str:
-    """ "H-C" of two atomic numbers, the smaller first."""
+    """Symbols of two atomic numbers, the smaller first: H-C."""
     return "-".join(chemical_symbols[z] for z in sorted((a, b)))
 
 

@@ -227,4 +227,5 @@ def test_rounding_of_the_shipped_weights_passes_the_self_check() -> None:
     found = deviation(
         Only("one", lambda inputs: traced(*inputs)), potential, potential.elements, torch.float32
     )
+    # half of what is let pass: another processor rounds otherwise
     assert found.energy > 0 and found.force > 0 and found.excess < 0.5
