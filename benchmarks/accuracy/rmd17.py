@@ -18,8 +18,10 @@ import torch
 import typer
 from experiment import (  # this folder is where the script runs
     DATA,
+    ROOT,
     begun,
     empty_folder,
+    fill,
     millis,
     quiet,
     save_plot,
@@ -45,6 +47,7 @@ LEVEL = "PBE/def2-SVP"
 NOTHING, DENOISED, PRETRAINED = "nothing", "denoised backbone", "pretrained"
 #: number of frames -> seeds; the fewer frames, the more it matters which
 FRAMES = {50: 3, 200: 1}
+START, END = "<!-- few frames: generated -->", "<!-- end -->"
 GOAL = 3.0  # error from nothing over error from the pretrained model
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -191,9 +194,11 @@ def run(
 
 
 @app.command()
-def render() -> None:
-    """Write results/rmd17.md and rmd17.png."""
+def render(readme: Path = ROOT / "README.md") -> None:
+    """Write results/rmd17.md, rmd17.png and the README's table."""
     result = stored(NAME)
+    if not fill(readme, START, block(result), END):
+        raise typer.BadParameter(f"{readme.name} has no lines {START!r} and {END!r}")
     page = write_page(NAME, f"# rMD17 aspirin from few frames\n\n{tables(result)}")
     print(f"wrote {page.name} and {save_plot(plot(result), NAME).name}")
 
@@ -254,6 +259,28 @@ def tables(result: dict[str, Any]) -> str:
             f"Commit {result['commit']}; {result['machine']}.",
         ]
     )
+
+
+def block(result: dict[str, Any]) -> str:
+    """For the README: forces alone."""
+    found, settings = best(result), result["settings"]
+    starts = list(dict.fromkeys(start for _, start in found))
+    rows = [
+        [str(frames), *(_forces(found.get((frames, start), {})) for start in starts)]
+        for frames in sorted({frames for frames, _ in found})
+    ]
+    return "\n".join(
+        [
+            f"rMD17 aspirin, {LEVEL}: forces MAE in meV/Å on {settings['test']} other frames, after"
+            f" {settings['steps']:,} steps from each start (± half the range over seeds):",
+            "",
+            table(["frames", *(f"from {start}" for start in starts)], rows),
+        ]
+    )
+
+
+def _forces(seeds: dict[int, dict[str, Any]]) -> str:
+    return with_spread([r["test_meV"]["force_mae"] for r in seeds.values()], 1) if seeds else "-"
 
 
 def verdict(found: Best, frames: int) -> str:

@@ -15,7 +15,7 @@ from benchmarks.speed.results import (
     peer_names,
     to_bound,
 )
-from benchmarks.speed.throughput import REPLICAS
+from benchmarks.speed.throughput import LABELS, REPLICAS
 
 START, END = "<!-- speed: generated -->", "<!-- end -->"
 
@@ -143,7 +143,7 @@ def _throughput(result: Result) -> list[str]:
         )
     for t in result.get("training", []):
         lines.append(
-            f"- training on energies and forces, {t['trainer']}, {t['threads']} threads: "
+            f"- {t.get('task', LABELS)}, {t['trainer']}, {t['threads']} threads: "
             f"{number(t['molecules_per_s'])} molecules/s (17 atoms each, batches of 512 atoms)"
         )
     for system, engines in result.get("memory", {}).items():

@@ -16,6 +16,8 @@ REPLICA_SYSTEM = "ethanol"
 TRAIN_SYSTEMS = ("ethanol", "aspirin", "alanine-dipeptide")
 TRAIN_FRAMES = 64  # of each
 BATCH_ATOMS = 512
+LABELS, DENOISING = "training on energies and forces", "denoising"
+DENOISED, NOISE = "pretrained-visnet-denoised", 0.1  # Å, of its recipe
 
 
 def replicas(threads: int, effort: Effort) -> list[dict[str, Any]]:
@@ -100,10 +102,11 @@ def training_records() -> list[Any]:
     return records
 
 
-def trainer(records: list[Any], compile_: str, threads: int) -> Callable[[], int]:
+def trainer(records: list[Any], task: str, compile_: str, threads: int) -> Callable[[], int]:
     """One pass over the records: graphs, loss, gradient of the weights, optimiser step.
 
     Args:
+        task: `LABELS` or `DENOISING`.
         compile_: ``yes`` or ``no``, the recipe's ``loop.compile``.
 
     Returns:
@@ -112,16 +115,12 @@ def trainer(records: list[Any], compile_: str, threads: int) -> Callable[[], int
     import torch
 
     from mlpot.data.loader import GraphLoader
-    from mlpot.models.checkpoint import load_potential
-    from mlpot.train.finetune import EnergyForceModule, FinetuneConfig
-    from mlpot.zoo import resolve
 
-    model, info = load_potential(resolve(MODEL))
-    config = FinetuneConfig.model_validate({"loop": {"compile": compile_}})
-    module = EnergyForceModule(model.train(), config, info.architecture())
+    module = {LABELS: _on_labels, DENOISING: _denoising}[task](compile_)
     module.prepare("cpu", threads, lambda said: None)
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-5)
-    loader = GraphLoader(records, model.cutoff, BATCH_ATOMS)
+    noise = NOISE if task == DENOISING else 0.0
+    loader = GraphLoader(records, module.model.cutoff, BATCH_ATOMS, noise=noise)
 
     def epoch() -> int:
         for index, batch in enumerate(loader):
@@ -133,21 +132,44 @@ def trainer(records: list[Any], compile_: str, threads: int) -> Callable[[], int
     return epoch
 
 
+def _on_labels(compile_: str) -> Any:
+    from mlpot.models.checkpoint import load_potential
+    from mlpot.train.finetune import EnergyForceModule, FinetuneConfig
+    from mlpot.zoo import resolve
+
+    model, info = load_potential(resolve(MODEL))
+    config = FinetuneConfig.model_validate({"loop": {"compile": compile_}})
+    return EnergyForceModule(model.train(), config, info.architecture())
+
+
+def _denoising(compile_: str) -> Any:
+    from mlpot.models.checkpoint import load
+    from mlpot.train.loop import LoopConfig
+    from mlpot.train.pretrain import DenoisingModule
+    from mlpot.zoo import resolve
+
+    model, info = load(resolve(DENOISED))
+    loop = LoopConfig.model_validate({"compile": compile_})
+    return DenoisingModule(model.train(), loop, info.architecture())
+
+
 #: name -> the recipe's ``loop.compile``
 TRAINERS = {"eager": "no", "compiled": "yes"}
 
 
 def training(threads: int, effort: Effort) -> list[dict[str, Any]]:
-    """Molecules a second, energies and forces, batches of 512 atoms; mean of 17 atoms each."""
+    """Molecules a second in batches of 512 atoms; mean of 17 atoms each."""
     records = training_records()
-    rows = [Row(name, "training", threads) for name in TRAINERS]
+    rows = [Row(name, task, threads) for task in (LABELS, DENOISING) for name in TRAINERS]
     steps = []
     for row in rows:
         set_threads(threads)
-        steps += _started(row, partial(trainer, records, TRAINERS[row.name], threads))
+        compile_ = TRAINERS[row.name]
+        steps += _started(row, partial(trainer, records, row.route, compile_, threads))
     alternate(steps, max(2, effort.rounds // 3), effort.block)
     return [
         {
+            "task": row.route,
             "trainer": row.name,
             "threads": row.threads,
             "status": row.reason or row.status,

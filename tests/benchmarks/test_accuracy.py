@@ -28,9 +28,9 @@ experiment = SCRIPTS["experiment"]
 TINY = {"layers": 2, "channels": 16, "heads": 4, "radial": 8, "cutoff": 4.0}
 
 
-def pages(script: Any, scratch: Path) -> str:  # noqa: F811
+def pages(script: Any, scratch: Path, *options: str) -> str:  # noqa: F811
     """What `render` writes."""
-    done = CliRunner().invoke(script.app, ["render"], catch_exceptions=False)
+    done = CliRunner().invoke(script.app, ["render", *options], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert (scratch / "results" / f"{script.NAME}.png").stat().st_size > 1000
     return (scratch / "results" / f"{script.NAME}.md").read_text(encoding="utf-8")
@@ -208,7 +208,10 @@ def test_rmd17_runs_from_every_start(
     assert not done.output.strip()
     runs = experiment.stored("rmd17")["runs"]
     assert len(runs) == 3
-    page = pages(rmd17, scratch)
+    (readme := scratch / "README.md").write_text(f"before\n{rmd17.START}\nold\n{rmd17.END}\nafter")
+    page = pages(rmd17, scratch, "--readme", str(readme))
+    assert readme.read_text().startswith(f"before\n{rmd17.START}\nrMD17 aspirin")
+    assert "| 12 |" in readme.read_text() and "old" not in readme.read_text()
     assert "12 frames" in page and "denoised backbone" in page
     other = save_random_model(scratch / "other.safetensors", **{**TINY, "layers": 3})
     with pytest.raises(InputError, match="architecture"):

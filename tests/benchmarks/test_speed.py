@@ -426,8 +426,9 @@ def test_an_engine_that_cannot_run_leaves_the_others_their_numbers(
     eager, missing = throughput.replicas(1, BRIEF)
     assert eager["gain"] == pytest.approx(32 * eager["one_ms"] / eager["many_ms"], rel=0.5)
     assert "engine must be" in missing["status"] and missing["gain"] is None
-    trained, broken = throughput.training(1, BRIEF)
+    trained, broken, denoised, _ = throughput.training(1, BRIEF)
     assert trained["molecules_per_s"] > 0 and "ValidationError" in broken["status"]
+    assert denoised["task"] == "denoising" and denoised["molecules_per_s"] > 0
 
 
 def test_goals_say_met_missed_or_not_measured(result: dict) -> None:
