@@ -52,11 +52,11 @@ def pretrain(
     records = _read(data)
     silence()
     start = time.perf_counter()
-    info = run(records, recipe, out, progress=not quiet, report=say)
+    info = run(records, recipe, out, progress=not quiet, report=_say)
     loss = info.provenance["validation"]["loss"]
-    say(f"validation loss {loss:.3f} (1 is a model that knows nothing)")
-    say(f"wrote {out / 'model.safetensors'} in {_clock(time.perf_counter() - start)}")
-    say(f"next: mlpot finetune DATA --from {out / 'model.safetensors'} --out DIR")
+    _say(f"validation loss {loss:.3f} (1 is a model that knows nothing)")
+    _say(f"wrote {out / 'model.safetensors'} in {_clock(time.perf_counter() - start)}")
+    _say(f"next: mlpot finetune DATA --from {out / 'model.safetensors'} --out DIR")
 
 
 def finetune(
@@ -92,16 +92,24 @@ def finetune(
     records = _read(data, energy_key=energy_key, forces_key=forces_key, units=units)
     silence()
     began = time.perf_counter()
-    info, errors = run(records, recipe, out, origin, progress=not quiet, report=say)
+    info, errors = run(records, recipe, out, origin, progress=not quiet, report=_say)
     weights = out / "model.safetensors"
-    say(f"wrote {weights} ({info.name}) in {_clock(time.perf_counter() - began)}")
-    say(f"next: mlpot md molecule.pdb --model {weights}")
-    say(f"  or: mlpot export {weights} {out / 'model.pt'}")
+    _say(f"wrote {weights} ({info.name}) in {_clock(time.perf_counter() - began)}")
+    _say(f"next: mlpot md molecule.pdb --model {weights}")
+    _say(f"  or: mlpot export {weights} {out / 'model.pt'}")
+
+
+def _say(text: str) -> None:
+    """Print; of several ranks, the first alone."""
+    from lightning.pytorch.utilities import rank_zero_only
+
+    if rank_zero_only.rank == 0:
+        say(text)
 
 
 def _read(paths: list[Path], **options: str | None) -> "list[Record]":
     records = read_data(paths, **options)
-    say(f"read {counted(len(records), 'frame')} from {counted(len(paths), 'file')}")
+    _say(f"read {counted(len(records), 'frame')} from {counted(len(paths), 'file')}")
     return records
 
 

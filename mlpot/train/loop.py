@@ -219,7 +219,9 @@ class Resume(Callback):
         self._write(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
-        if time.monotonic() - self._written > self.seconds:
+        due = time.monotonic() - self._written > self.seconds
+        # together: ranks have clocks of their own, and writing waits for all of them
+        if trainer.strategy.reduce_boolean_decision(due, all=False):
             self._write(trainer)
 
     def _write(self, trainer: L.Trainer) -> None:
@@ -271,6 +273,7 @@ def fit(
                 module.compiled.close()
     if trainer.is_global_zero:
         write_atomically(history, (json.dumps(keep.history, indent=1) + "\n").encode())
+    trainer.strategy.barrier("the best model is on disk")
 
 
 @contextmanager
