@@ -103,8 +103,7 @@ def _say(text: str) -> None:
     """Print; of several ranks, the first alone."""
     from lightning.pytorch.utilities import rank_zero_only
 
-    if rank_zero_only.rank == 0:
-        say(text)
+    rank_zero_only(say)(text)
 
 
 def _read(paths: list[Path], **options: str | None) -> "list[Record]":
