@@ -16,8 +16,10 @@ import torch
 import typer
 from ase.data import chemical_symbols, covalent_radii
 from experiment import (  # this folder is where the script runs
+    SHIPPED,
     commit,
     machine,
+    of_model,
     save_plot,
     store,
     stored,
@@ -149,17 +151,19 @@ def run(model: str = "pretrained-visnet") -> None:
     pairs = list(combinations_with_replacement(sorted(info.elements), 2))
     found = [measure(deployed, pair) for pair in pairs]
     rows = {row["pair"]: row for row in found}
-    store(NAME, {"settings": settings, "commit": commit(), "machine": machine(), "pairs": rows})
+    told = {"settings": settings, "commit": commit(), "machine": machine(), "pairs": rows}
+    store(of_model(NAME, info.name), told)
     bad = [row["pair"] for row in found if failures(row)]
     print(f"{len(found)} pairs, {len(bad)} with a failure: {', '.join(bad) or 'none'}")
 
 
 @app.command()
-def render() -> None:
+def render(model: str = SHIPPED) -> None:
     """Write results/dimers.md and dimers.png."""
-    result = stored(NAME)
-    page = write_page(NAME, f"# Dimer curves\n\n{tables(result)}\n\n{details(result)}")
-    print(f"wrote {page.name} and {save_plot(plot(result), NAME).name}")
+    name = of_model(NAME, model)
+    result = stored(name)
+    page = write_page(name, f"# Dimer curves\n\n{tables(result)}\n\n{details(result)}")
+    print(f"wrote {page.name} and {save_plot(plot(result), name).name}")
 
 
 def tables(result: dict[str, Any]) -> str:

@@ -25,8 +25,10 @@ from experiment import (  # this folder is where the script runs
     DRUGLIKE,
     HELD_OUT,
     ROOT,
+    SHIPPED,
     STATE,
     begun,
+    of_model,
     save_plot,
     store,
     stored,
@@ -79,7 +81,8 @@ class Dynamics:
 
     def __init__(self, model: DeployedModel, molecules: list[Molecule], settings: dict[str, Any]):
         self.model, self.molecules, self.settings = model, molecules, settings
-        self.result = begun(NAME, settings)
+        self.name = of_model(NAME, settings["model"])
+        self.result = begun(self.name, settings)
         self.result.setdefault("molecules", [{"name": m.name, "kind": m.kind} for m in molecules])
         self.result.setdefault("runs", {})
         self.means: dict[str, NDArray[np.float64]] = {}  # name -> mean bond lengths at 300 K
@@ -90,7 +93,7 @@ class Dynamics:
         for number, chosen in enumerate(self.batches(run)):
             rows += self.batch(run, chosen, number)
             self.result["runs"][run.name] = {**run._asdict(), "rows": rows}
-            store(NAME, self.result)
+            store(self.name, self.result)
             bad = [row["name"] for row in rows if not sound(row)]
             print(f"{run.name}: {len(rows)} molecules, broken: {bad or 'none'}", flush=True)
 
@@ -250,7 +253,7 @@ def run(
         if dtype not in drift:
             exact = load(model, engine=engine, dtype=dtype, device="cpu")
             drift[dtype] = nve_drift(exact, nve_ps, nve_seeds, min(2.0, nve_ps))
-            store(NAME, experiment.result)
+            store(experiment.name, experiment.result)
             print(f"NVE {dtype}: {drift[dtype]['slopes']} meV/atom/ps", flush=True)
     for each in RUNS:
         experiment.run(each)
@@ -275,13 +278,14 @@ def _check_state(settings: dict[str, Any]) -> None:
 
 
 @app.command()
-def render() -> None:
+def render(model: str = SHIPPED) -> None:
     """Write results/dynamics.md and dynamics.png."""
-    result = stored(NAME)
+    name = of_model(NAME, model)
+    result = stored(name)
     page = write_page(
-        NAME, f"# Dynamics of unseen molecules\n\n{tables(result)}\n\n{listing(result)}"
+        name, f"# Dynamics of unseen molecules\n\n{tables(result)}\n\n{listing(result)}"
     )
-    print(f"wrote {page.name} and {save_plot(plot(result), NAME).name}")
+    print(f"wrote {page.name} and {save_plot(plot(result), name).name}")
 
 
 def tables(result: dict[str, Any]) -> str:

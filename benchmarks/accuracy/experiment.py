@@ -35,6 +35,7 @@ TRAINED_ON = [
     "spice_water60_aimnet2.h5",
 ]
 HELD_OUT = ROOT / "mlpot" / "zoo" / "recipes" / "held_out.json"
+SHIPPED = "pretrained-visnet"
 LEVEL = "AIMNet2 (wB97M-D3(BJ)/def2-TZVPP teacher), four-member ensemble mean"
 RESULTS = Path(__file__).parent / "results"
 STATE = ROOT / ".state"
@@ -54,6 +55,12 @@ def stored(name: str) -> dict[str, Any]:
 
 def store(name: str, result: dict[str, Any]) -> None:
     write_results(RESULTS / f"{name}.json", result)
+
+
+def of_model(experiment: str, model: str) -> str:
+    """Name of an experiment's results for one model: the plain one for the model that mlpot is
+    named after, so that those of others lie beside it."""
+    return experiment if model == SHIPPED else f"{experiment}-{model}"
 
 
 def read_results(path: Path) -> dict[str, Any]:

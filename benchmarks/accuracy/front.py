@@ -33,6 +33,7 @@ from experiment import (  # this folder is where the script runs
     stored,
     table,
 )
+from history import labelled_history
 
 from mlpot import MLPotCalculator
 from mlpot.data.formats import read_all
@@ -41,6 +42,7 @@ from mlpot.data.splits import split_held_out
 from mlpot.models.checkpoint import load_potential
 from mlpot.models.visnet import ViSNetConfig
 from mlpot.train.finetune import FinetuneConfig, FinetuneLoop, finetune
+from mlpot.zoo import available_models
 
 NAME = "front"
 SYSTEMS = ROOT / "benchmarks" / "speed" / "systems"
@@ -181,11 +183,28 @@ def tables(result: dict[str, Any]) -> str:
     ]
     minutes = [row["minutes"] for row in result.values()]
     header = ["model", "parameters", "steps", "F MAE", "F RMSE", "E MAE", "E RMSE"]
-    return (
+    short = (
         f"Models after {min(minutes):.0f} to {max(minutes):.0f} minutes of training on one core "
         "each, from nothing (meV/Å and meV/atom, molecules held out for validation), and "
         f"milliseconds for energy and forces:\n\n{table([*header, *TIMED], rows)}"
     )
+    return "\n\n".join([short, *trained_to_the_end()])
+
+
+def trained_to_the_end() -> list[str]:
+    """What came of those that were trained for long, on the same validation molecules."""
+    told = []
+    for name in available_models():
+        if stages := stored(f"{name}-training").get("stages"):
+            last = labelled_history(stages)[-1]
+            hours = sum(stage["hours"] or 0 for stage in stages.values())
+            told.append(
+                f"- {name}: forces MAE {1e3 * last['force_mae']:.1f} meV/Å, energy MAE "
+                f"{1e3 * last['energy_mae']:.2f} meV/atom, after {last['step']:,.0f} steps with "
+                f"labels and {hours:.1f} h in all"
+            )
+    lead = "Short trainings favour small models, which do more steps in the same time. To the end:"
+    return [lead, "\n".join(told)] if told else []
 
 
 @app.command()

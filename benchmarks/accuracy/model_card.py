@@ -1,10 +1,12 @@
-"""Measure pretrained-visnet and write its card.
+"""Measure a model of the zoo and write its card.
 
     python benchmarks/accuracy/model_card.py run --mode standard    # errors by subset
     python benchmarks/accuracy/model_card.py teacher aimnet2.jpt    # those of the label source
     python benchmarks/accuracy/model_card.py training runs/energies runs/energies-2 \
         --denoise runs/denoise
     python benchmarks/accuracy/model_card.py render                 # card and README table
+
+Of another model than pretrained-visnet: `--name`, with the same recipes under that name.
 
 Held-out molecules are those of mlpot/zoo/recipes/held_out.json; no frame of theirs was seen in
 either training step. Zero-shot sets are real quantum chemistry that was never trained on. The
@@ -34,11 +36,13 @@ from experiment import (  # this folder is where the script runs
     DATA,
     HELD_OUT,
     ROOT,
+    SHIPPED,
     TRAINED_ON,
     commit,
     fill,
     machine,
     millis,
+    of_model,
     save_plot,
     store,
     stored,
@@ -54,7 +58,7 @@ from mlpot.data.splits import split_held_out
 from mlpot.models.checkpoint import ModelInfo, load, load_potential
 from mlpot.models.potential import Potential
 from mlpot.train.finetune import evaluate
-from mlpot.zoo import resolve
+from mlpot.zoo import available_models, resolve
 
 __all__ = ["DATA", "ROOT", "TRAINED_ON", "app"]
 
@@ -119,7 +123,7 @@ def described(train: list[Record]) -> dict[str, Any]:
 
 
 @app.command()
-def run(model: str = "pretrained-visnet", mode: str = "fast", threads: int = 2) -> None:
+def run(model: str = SHIPPED, mode: str = "fast", threads: int = 2) -> None:
     """Measure errors and write results/<name>.json."""
     torch.set_num_threads(threads)
     started = time.perf_counter()
@@ -173,7 +177,7 @@ def teacher(model: Path, count: int = ZERO_SHOT_FRAMES) -> None:
 def training(
     energies: list[Path],
     denoise: Path | None = None,
-    name: str = "pretrained-visnet",
+    name: str = SHIPPED,
     remark: str = "",
 ) -> None:
     """Keep learning curves, seeds and times of training folders in results: denoising, then
@@ -192,8 +196,8 @@ def training(
 def install(
     model: str,
     summary: str = typer.Option(..., help="One line for `mlpot models`."),
-    name: str = "pretrained-visnet",
-    card: str = "pretrained-visnet.md",
+    name: str = SHIPPED,
+    card: str = typer.Option("", help="its card, if not that of its own name"),
 ) -> None:
     """Put a model file into the zoo under a name, with its hash in the registry."""
     zoo = ROOT / "mlpot" / "zoo"
@@ -204,7 +208,7 @@ def install(
     registry[name] = {
         "file": f"{name}.safetensors",
         "sha256": hashlib.sha256(content).hexdigest(),
-        "card": card,
+        "card": card or f"{name}.md",
         "summary": summary,
     }
     (zoo / "registry.json").write_text(json.dumps(registry, indent=2, sort_keys=True) + "\n")
@@ -269,11 +273,12 @@ def sections(info: ModelInfo, stages: dict[str, Any]) -> tuple[str, list[str]]:
     texts = [f"## Learning curve\n\n{learning_curve(stages)}"] if stages else []
     commands = []
     for heading, module, options in SECTIONS:
-        result = stored(module.NAME)
+        found = of_model(module.NAME, info.name) if options else module.NAME
+        result = stored(found)
         if not result:
             continue
         if options and result["settings"]["sha256"] != info.sha256:
-            typer.echo(f"results/{module.NAME}.json is of other weights; left out", err=True)
+            typer.echo(f"results/{found}.json is of other weights; left out", err=True)
             continue
         texts.append(f"## {heading}\n\n{module.tables(result)}")
         commands.append(f"python benchmarks/accuracy/{module.NAME}.py run{options}")
@@ -326,6 +331,8 @@ def card(name: str, info: ModelInfo, result: dict[str, Any], training: dict[str,
         time=time_taken(training),
         at_the_end=at_the_end(info.provenance["validation"]),
         sha256=info.sha256,
+        backbone=backbone_of(name),
+        option="" if name == SHIPPED else f" --name {name}",
         tables=tables(result),
         sections=text,
         unbonded=unbonded(info) if info.floors else "not noted",
@@ -334,6 +341,13 @@ def card(name: str, info: ModelInfo, result: dict[str, Any], training: dict[str,
         **commands_of(stages, name),
         commands="".join(f"{c}\n" for c in commands).format(**commands_of(stages, name)),
     )
+
+
+def backbone_of(name: str) -> str:
+    """Is the state after denoising in the zoo as well?"""
+    if f"{name}-denoised" not in available_models():
+        return "not shipped"
+    return f"`{name}-denoised`: the state after step 1, without an energy head, to train from"
 
 
 def unbonded(info: ModelInfo) -> str:
@@ -358,8 +372,8 @@ def commands_of(stages: dict[str, Any], name: str) -> dict[str, str]:
 
 
 @app.command()
-def render(name: str = "pretrained-visnet") -> None:
-    """Write the card and the README's table from the results."""
+def render(name: str = SHIPPED) -> None:
+    """Write the card from the results, and the README's table for the model of mlpot's name."""
     result, info = stored(name), load_potential(resolve(name))[1]
     if not result or result["mode"] != "standard":
         sys.exit(f"a card needs results/{name}.json of --mode standard; measure it with `run`")
@@ -372,8 +386,9 @@ def render(name: str = "pretrained-visnet") -> None:
     if stages := training.get("stages"):
         save_plot(plot_learning_curve(stages), f"{name}-training")
     (ROOT / "mlpot" / "zoo" / f"{name}.md").write_text(card(name, info, result, training))
-    write_readme(name, tables(result))
-    typer.echo(f"wrote mlpot/zoo/{name}.md and the table in README.md")
+    if name == SHIPPED:
+        write_readme(name, tables(result))
+    typer.echo(f"wrote mlpot/zoo/{name}.md" + " and the table in README.md" * (name == SHIPPED))
 
 
 def write_readme(name: str, text: str) -> None:

@@ -6,7 +6,9 @@
     python -m benchmarks.stability show --mode dev               # prints the tables
     python -m benchmarks.stability render                        # the README's table
 
-Trajectories and records go to runs/stability/MODEL-MODE, sums to results/MODEL-MODE.json.
+Trajectories and records go to runs/stability/MODEL-MODE, sums to results/MODEL-MODE.json. What came
+of each run goes to results/MODEL-MODE-runs.json as well: another machine that has that file, and
+not the trajectories, goes on from there.
 """
 
 import json
@@ -61,9 +63,21 @@ def run(
     folder = folder_of(model, mode, out, label)
     place: dict[str, Any] = {"workers": workers, "scheduler": scheduler, "retry": retry}
     tested = subject(model, _options(option), engine, dtype)
+    place["elsewhere"] = {one["key"] for one in kept_runs(mode, model, label, tested.identity)}
     with _bar("simulating", False, folder) as bar:
         run_suite(tested, content(mode), folder, report=typer.echo, **place, **bar)
     analyze(mode, model, folder, label)
+
+
+def runs_file(mode: str, model: str, label: str | None) -> Path:
+    return RESULTS / f"{label_of(model, label)}-{mode}-runs.json"
+
+
+def kept_runs(mode: str, model: str, label: str | None, identity: str) -> list[dict[str, Any]]:
+    """What came of the runs of this mode, wherever they were done; none if of another model."""
+    path = runs_file(mode, model, label)
+    told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return told["runs"] if told.get("identity") == identity else []
 
 
 @app.command()
@@ -71,14 +85,20 @@ def analyze(
     mode: Mode = "fast", model: Model = "pretrained-visnet", out: Out = None, label: Label = None
 ) -> None:
     """Sum up what has been simulated, in results/MODEL-MODE.json."""
+    from benchmarks.accuracy.experiment import write_results
     from benchmarks.stability.goals import goals
-    from mlpot.analysis.records import write_json
+    from mlpot.analysis.records import Folder, write_json
     from mlpot.analysis.summary import analyze as sum_up
+    from mlpot.analysis.summary import portable
 
-    summary = sum_up(folder_of(model, mode, out, label))
+    folder = folder_of(model, mode, out, label)
+    identity = Folder(folder).suite().identity
+    summary = sum_up(folder, kept_runs(mode, model, label, identity))
+    RESULTS.mkdir(exist_ok=True)
+    keep = [one for one in summary["runs"] if portable(one)]
+    write_results(runs_file(mode, model, label), {"identity": identity, "runs": keep})
     summary["runs"] = [one for one in summary["runs"] if one["broke"]]  # the rest is in groups
     summary["goals"] = [goal._asdict() | {"met": goal.met} for goal in goals(summary)]
-    RESULTS.mkdir(exist_ok=True)
     write_json(RESULTS / f"{label_of(model, label)}-{mode}.json", summary)
     typer.echo(f"wrote results/{label_of(model, label)}-{mode}.json")
 

@@ -2,7 +2,7 @@
 
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,7 @@ def run(
     workers: int = 0,
     scheduler: str | None = None,
     retry: bool = False,
+    elsewhere: Collection[str] = (),
     report: Callable[[str], None] = lambda text: None,
     on_start: Callable[[int, int], None] = lambda total, known: None,
     on_result: Callable[[bool], None] = lambda good: None,
@@ -103,6 +104,8 @@ def run(
         workers: local processes; 0 runs in this one, with torch's own number of threads.
         scheduler: address of a dask scheduler to use instead.
         retry: do again what has failed (a calculator that could not do a start geometry).
+        elsewhere: keys of runs that another machine has done, which are left out here (see
+            `mlpot.analysis.summary.analyze`).
         report: told, in a line, what is going on.
         on_start: called once with the number of jobs, and of those already done.
         on_result: called after each job, with False for a failure.
@@ -113,7 +116,7 @@ def run(
     """
     folder = Folder(Path(out).absolute())
     runs, others = _begin(subject, content, folder)
-    done = {record["key"] for record in folder.records()}
+    done = {record["key"] for record in folder.records()} | set(elsewhere)
     failed = {} if retry else failures_of(folder.records_file)
     jobs = list(_jobs(subject, runs, others, folder, done))
     todo = {job.key: job for job in jobs if job is not None and job.key not in failed}

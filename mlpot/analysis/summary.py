@@ -62,8 +62,13 @@ class _Judged:
         return slice(0, frames)
 
 
-def analyze(out: str | Path) -> Json:
+def analyze(out: str | Path, elsewhere: Sequence[Json] = ()) -> Json:
     """Apply the rules to all runs, and write ``summary.json``.
+
+    Args:
+        out: folder of the suite.
+        elsewhere: lines of ``runs`` of the same suite on another machine, whose trajectories are
+            not here; see `portable`. Those that the suite does not ask for are passed over.
 
     Its parts: ``model``, ``mode``, ``machine``, ``rules`` (their thresholds), ``skipped``,
     ``failed``, ``missing`` (planned runs without a record), ``core_hours``; ``groups`` (one for
@@ -81,9 +86,8 @@ def analyze(out: str | Path) -> Json:
     latest = {record["key"]: record for record in folder.records()}
     records = [latest[key] for key in suite.runs if key in latest]
     judged = _judge(folder, suite, records)
-    groups: dict[tuple, list[_Judged]] = defaultdict(list)
-    for one in judged:
-        groups[tuple(one.record[name] for name in _GROUP)].append(one)
+    lines = [_line(one) for one in judged] + _of_suite(elsewhere, suite, set(latest))
+    groups = _grouped(lines)
     others = [latest[key] for key in suite.others if key in latest]
     summary = {
         "version": suite.version,
@@ -93,19 +97,31 @@ def analyze(out: str | Path) -> Json:
         "rules": _rules(),
         "skipped": suite.skipped,
         "failed": failures_of(folder.records_file),
-        "missing": len(suite.runs) - len(records),
-        "core_hours": _core_hours(records),
+        "missing": len(suite.runs) - len(lines),
+        "core_hours": _core_hours(lines),
         "groups": [_group(runs) for runs in groups.values()],
-        "ramp": [_ramp(r) for r in groups.values() if r[0].record["end_temperature"] is not None],
-        "drift": [_drift(r) for r in groups.values() if r[0].record["ensemble"] == "nve"],
+        "ramp": [_ramp(r) for r in groups.values() if r[0]["end_temperature"] is not None],
+        "drift": [_drift(r) for r in _of_constant_energy(judged)],
         "structure": _structure(folder, suite, judged),
         "accuracy": [_without(r, "energies", "forces") for r in others if r["kind"] == "accuracy"],
         "refusals": [r for r in others if r["kind"] == "refusal"],
-        "runs": [_line(one) for one in judged],
+        "runs": lines,
     }
     summary = _json(summary)
     write_json(folder.summary_file, summary)
     return summary
+
+
+def portable(line: Json) -> bool:
+    """Is a line of ``runs`` all that a summary needs of that run? Drift and structure need more:
+    series and frames."""
+    return line["ensemble"] != "nve" and line["set"] != "reference"
+
+
+def _of_suite(lines: Sequence[Json], suite: Suite, here: set[str]) -> list[Json]:
+    """Lines that the suite asks for and has no record of, each once."""
+    asked = set(suite.runs) - here
+    return list({one["key"]: one for one in lines if one["key"] in asked}.values())
 
 
 def _rules() -> Json:
@@ -182,63 +198,75 @@ def _reference_lengths(
 
 
 def _line(one: _Judged) -> Json:
-    keep = ("id", "key", "scenario", "molecule", "set", "seed", "temperature", "timestep")
-    told = {name: one.record[name] for name in (*keep, "distortion", "trajectory", "reason")}
-    return {**told, **one.verdict._asdict()}
+    keep = ("id", "key", "molecule", "set", "seed", *_GROUP, "trajectory", "reason", "cpu_seconds")
+    return {**{name: one.record[name] for name in keep}, **one.verdict._asdict()}
 
 
 # --- many runs -----------------------------------------------------------------------------------
 
 
-def _group(runs: Sequence[_Judged]) -> Json:
-    by_molecule: dict[str, list[_Judged]] = defaultdict(list)
+def _grouped(lines: Sequence[Json]) -> dict[tuple, list[Json]]:
+    groups: dict[tuple, list[Json]] = defaultdict(list)
+    for line in lines:
+        groups[tuple(line[name] for name in _GROUP)].append(line)
+    return groups
+
+
+def _group(runs: Sequence[Json]) -> Json:
+    by_molecule: dict[str, list[Json]] = defaultdict(list)
     for one in runs:
-        by_molecule[one.record["molecule"]].append(one)
+        by_molecule[one["molecule"]].append(one)
     rows = {name: _row([members]) for name, members in by_molecule.items()}
     return {
-        **{name: runs[0].record[name] for name in _GROUP},
+        **{name: runs[0][name] for name in _GROUP},
         **_row(list(by_molecule.values())),
-        "survival": survival(
-            [one.verdict.stable_ps for one in runs], [one.verdict.broke for one in runs]
-        ),
-        "causes": dict(Counter(one.verdict.cause.split()[0] for one in runs if one.verdict.broke)),
-        "worst": max((one.verdict.worst_departure for one in runs), default=0.0),
-        "cpu_seconds": sum(one.record["cpu_seconds"] for one in runs),
+        "survival": survival([one["stable_ps"] for one in runs], [one["broke"] for one in runs]),
+        "causes": dict(Counter(one["cause"].split()[0] for one in runs if one["broke"])),
+        # what JSON has no number for is None in a line from elsewhere
+        "worst": max((one["worst_departure"] or 0.0 for one in runs), default=0.0),
+        "cpu_seconds": sum(one["cpu_seconds"] for one in runs),
         "molecules": rows,
     }
 
 
-def _row(by_molecule: Sequence[Sequence[_Judged]]) -> Json:
+def _row(by_molecule: Sequence[Sequence[Json]]) -> Json:
     runs = [one for members in by_molecule for one in members]
-    whole = sum(not one.verdict.broke for one in runs)
+    whole = sum(not one["broke"] for one in runs)
     return {
         "runs": len(runs),
         "sound": whole,
         "fraction": fraction(whole, len(runs)),
-        "stable_ps": bootstrap_mean([[o.verdict.stable_ps for o in m] for m in by_molecule]),
+        "stable_ps": bootstrap_mean([[o["stable_ps"] for o in m] for m in by_molecule]),
     }
 
 
-def _ramp(runs: Sequence[_Judged]) -> Json:
+def _ramp(runs: Sequence[Json]) -> Json:
     """Thermostat (K) at which runs broke; those that did not are left out, and counted."""
     broke = {}
     for one in runs:
-        if one.verdict.broke:
-            r = one.record
-            way = min(1.0, one.verdict.stable_ps / r["picoseconds"])
-            kelvin = r["temperature"] + way * (r["end_temperature"] - r["temperature"])
-            broke[f"{r['molecule']}, seed {r['seed']}"] = kelvin
+        if one["broke"]:
+            way = min(1.0, one["stable_ps"] / one["picoseconds"])
+            kelvin = one["temperature"] + way * (one["end_temperature"] - one["temperature"])
+            broke[f"{one['molecule']}, seed {one['seed']}"] = kelvin
     return {
-        "from": runs[0].record["temperature"],
-        "to": runs[0].record["end_temperature"],
-        "picoseconds": runs[0].record["picoseconds"],
+        "from": runs[0]["temperature"],
+        "to": runs[0]["end_temperature"],
+        "picoseconds": runs[0]["picoseconds"],
         "runs": len(runs),
         "broke": broke,
         "mean": bootstrap_mean([list(broke.values())]) if broke else None,
         "completed": float(
-            np.mean([min(1.0, o.verdict.stable_ps / o.record["picoseconds"]) for o in runs])
+            np.mean([min(1.0, one["stable_ps"] / one["picoseconds"]) for one in runs])
         ),
     }
+
+
+def _of_constant_energy(judged: Sequence[_Judged]) -> list[list[_Judged]]:
+    groups: dict[tuple, list[_Judged]] = defaultdict(list)
+    for one in judged:
+        if one.record["ensemble"] == "nve":
+            groups[tuple(one.record[name] for name in _GROUP)].append(one)
+    return list(groups.values())
 
 
 def _drift(runs: Sequence[_Judged]) -> Json:
@@ -313,11 +341,11 @@ def _mean_of(rows: Sequence[dict[str, Any]]) -> Json | None:
     }
 
 
-def _core_hours(records: Sequence[Json]) -> Json:
+def _core_hours(lines: Sequence[Json]) -> Json:
     """CPU time of the runs, in hours of one core."""
     spent: dict[str, float] = defaultdict(float)
-    for record in records:
-        spent[record["scenario"]] += record["cpu_seconds"] / 3600
+    for line in lines:
+        spent[line["scenario"]] += line["cpu_seconds"] / 3600
     return {"total": sum(spent.values()), **spent}
 
 

@@ -26,7 +26,7 @@ from mlpot.analysis.records import Folder, read_trajectory
 from mlpot.analysis.scenarios import MODES, Scenario, plan
 from mlpot.analysis.stability import Content, Reference, run
 from mlpot.analysis.subjects import Subject, subject
-from mlpot.analysis.summary import analyze
+from mlpot.analysis.summary import analyze, portable
 from mlpot.data.record import Record
 from mlpot.errors import DataError, InputError, UnknownModelError
 from tests.analysis.calculators import Harmonic
@@ -150,6 +150,43 @@ def test_the_same_command_does_nothing_twice(
     )
     assert lines(folder.records_file) == before
     assert counts == [(5, 5)]  # one batch, four refusals
+
+
+def test_runs_of_another_machine_count_and_are_not_done_again(
+    soft: Subject, content: Content, tmp_path: Path
+) -> None:
+    """What is known of them is their lines, as JSON keeps them."""
+    whole = analyze(run(soft, content, tmp_path / "one").path)
+    far = [r for r in json.loads(json.dumps(whole["runs"])) if r["molecule"] == "CH3OH"]
+    stray = {**far[0], "key": "of no run of this suite", "broke": not far[0]["broke"]}
+    keys = [line["key"] for line in far]
+    folder = run(soft, content, tmp_path / "other", elsewhere=keys)
+    assert set(runs_of(folder)) == {r["key"] for r in whole["runs"]} - set(keys)
+    assert len(keys) == 4 and all(portable(line) for line in far)
+    assert analyze(folder.path)["missing"] == 4
+    together = analyze(folder.path, [*far, *far, stray])
+    assert together["missing"] == 0 and len(together["runs"]) == 8
+
+    def timeless(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{k: v for k, v in g.items() if k != "cpu_seconds"} for g in groups]
+
+    def by_name(group: dict[str, Any]) -> dict[str, Any]:
+        return {**group, "molecules": dict(sorted(group["molecules"].items()))}
+
+    found, wanted = (
+        [by_name(g) for g in sorted(timeless(s["groups"]), key=lambda g: g["temperature"])]
+        for s in (together, whole)
+    )
+    for mine, theirs in zip(found, wanted, strict=True):
+        assert mine.pop("stable_ps")[0] == pytest.approx(theirs.pop("stable_ps")[0])
+        assert mine == theirs
+
+
+def test_drift_and_structure_need_more_than_a_line() -> None:
+    line = {"ensemble": "nvt", "set": "standard"}
+    assert portable(line)
+    assert not portable({**line, "ensemble": "nve"})
+    assert not portable({**line, "set": "reference"})
 
 
 def test_new_molecules_and_seeds_are_added(soft: Subject, content: Content, tmp_path: Path) -> None:
