@@ -41,10 +41,15 @@ Start = tuple[Potential | Denoiser, ModelInfo]
 
 
 class FinetuneLoop(LoopConfig):
-    """Defaults for a few hundred frames of one molecule."""
+    """Defaults for a few hundred frames of one molecule.
 
-    batch_atoms: int = Field(200, gt=0)
-    learning_rate: float = Field(5e-4, gt=0)
+    Small batches of a few frames and Muon: from 50 and 200 frames of aspirin that gave smaller
+    errors than AdamW with batches twice as large, in a third of the time.
+    """
+
+    batch_atoms: int = Field(100, gt=0)
+    optimizer: Literal["adamw", "muon"] = "muon"
+    learning_rate: float = Field(1e-3, gt=0)
     warmup: int = Field(100, ge=0)
     ema: float = Field(0.99, gt=0, lt=1)
     validate_every: int = Field(100, gt=0)

@@ -302,7 +302,8 @@ def test_short_runs_validate_and_toml_keeps_the_defaults(tmp_path: Path) -> None
     path = tmp_path / "recipe.toml"
     path.write_text("[loop]\nsteps = 1200\n")
     recipe = read_toml(path, FinetuneConfig).loop
-    assert (recipe.batch_atoms, recipe.learning_rate, recipe.ema) == (200, 5e-4, 0.99)
+    assert (recipe.batch_atoms, recipe.learning_rate, recipe.ema) == (100, 1e-3, 0.99)
+    assert recipe.optimizer == "muon" and LoopConfig().optimizer == "adamw"
 
 
 def test_bad_data_is_refused(records: list[Record], tmp_path: Path) -> None:
