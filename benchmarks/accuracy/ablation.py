@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import typer
+from ablation_tables import LONGER, NOTHING, plot, tables
 from experiment import (  # this folder is where the script runs
     DATA,
     DRUGLIKE,
@@ -34,8 +35,6 @@ from experiment import (  # this folder is where the script runs
     seconds_per_step,
     store,
     stored,
-    table,
-    with_spread,
     write_page,
 )
 
@@ -55,7 +54,6 @@ NAME = "ablation"
 GEOM2VEC = WEIGHTS / "geom2vec" / "visnet_l6_h64_rbf64_r75.pth"
 #: P and I are left out: a thousand frames at random may hold none of them
 ELEMENTS = frozenset({1, 6, 7, 8, 9, 16, 17, 35})
-NOTHING, LONGER = "nothing", "nothing, longer"
 SAME_TIME, SAME_STEPS = "geom2vec, same time", "geom2vec, same steps"
 #: of the published model: six layers without smooth norms want a smaller rate than ours
 PUBLISHED_LOOP = {"optimizer": "adamw", "learning_rate": 1e-3}
@@ -304,96 +302,6 @@ def render() -> None:
     result = stored(NAME)
     page = write_page(NAME, f"# What denoising is worth\n\n{tables(result)}")
     print(f"wrote {page.name} and {save_plot(plot(result), NAME).name}")
-
-
-def grouped(result: dict[str, Any]) -> dict[tuple[str, int], list[dict[str, Any]]]:
-    """Runs that differ in their seed only."""
-    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for row in result["runs"].values():
-        groups.setdefault((row["start"], row["frames"]), []).append(row)
-    return groups
-
-
-def tables(result: dict[str, Any]) -> str:
-    """Markdown, from the results alone."""
-    groups, settings = grouped(result), result["settings"]
-
-    def of(rows: Sequence[dict[str, Any]], name: str, digits: int = 1) -> str:
-        return with_spread([r["test_meV"][name] for r in rows], digits)
-
-    def gain(start: str, frames: int) -> str:
-        """Mean over seeds of the quotient with "nothing" of the same seed and size."""
-        base = {r["seed"]: r["test_meV"]["force_mae"] for r in groups.get((NOTHING, frames), [])}
-        pairs = [(base.get(r["seed"]), r) for r in groups[start, frames]]
-        ratios = [b / r["test_meV"]["force_mae"] for b, r in pairs if b]
-        return with_spread(ratios, 2) if ratios else "-"
-
-    def minutes(row: dict[str, Any]) -> float:
-        """Of training: wall time of a run depends on what else the machine was doing."""
-        kind = "geom2vec" if row["start"].startswith("geom2vec") else "own"
-        return row["steps"] * result["seconds_per_step"][kind] / 60
-
-    rows = [
-        [
-            f"{frames:,}",
-            start,
-            str(len(same)),
-            of(same, "force_mae"),
-            of(same, "force_rmse"),
-            of(same, "energy_mae", 2),
-            of(same, "energy_rmse", 2),
-            gain(start, frames),
-            f"{same[0]['steps']:,}",
-            f"{same[0]['structures_seen']:,}",
-            f"{minutes(same[0]):.1f}",
-        ]
-        for (start, frames), same in sorted(groups.items(), key=lambda item: item[0][1])
-    ]
-    header = "frames | start | seeds | F MAE | F RMSE | E MAE | E RMSE | gain | steps"
-    told = [
-        f"{kind}: {result['seconds_per_step'][kind]:.3f} s a step"
-        for kind in result["seconds_per_step"]
-    ]
-    denoised = [
-        f"{noise} Å: {d['steps']:,} steps on {d['geometries']:,} geometries in "
-        f"{d['minutes']:.1f} min, remaining loss {d['validation_loss']:.3f}"
-        for noise, d in result["denoised"].items()
-    ]
-    own = settings["model"]
-    return "\n".join(
-        [
-            "Errors on unseen drug-like molecules (forces meV/Å, energies meV/atom),"
-            f" {own['layers']} layers x {own['channels']} channels, {own['cutoff']:g} Å,"
-            f" {settings['minutes']:g} minutes of supervised training on {settings['threads']}"
-            " threads, molecules without P and I. Gain: forces MAE from nothing divided by this"
-            " one, same seed. ± is half the range over seeds, which set initial weights and choose"
-            " the frames. Minutes are steps times the seconds of a step, timed once.",
-            "",
-            table([*header.split(" | "), "structures seen", "minutes"], rows),
-            "",
-            *([f"Denoising, {'; '.join(denoised)}."] if denoised else []),
-            f"Speed, {'; '.join(told)}. Commit {result['commit']}; {result['machine']}.",
-        ]
-    )
-
-
-def plot(result: dict[str, Any]) -> Any:
-    """Forces MAE against the size of the supervised set."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4))
-    axes = figure.subplots()
-    groups = grouped(result)
-    for color, start in enumerate(dict.fromkeys(start for start, _ in groups)):
-        sizes = sorted(frames for name, frames in groups if name == start)
-        errors = [[r["test_meV"]["force_mae"] for r in groups[start, n]] for n in sizes]
-        axes.plot(sizes, [np.mean(e) for e in errors], "o-", color=f"C{color}", label=start)
-        for size, each in zip(sizes, errors, strict=True):
-            axes.plot([size] * len(each), each, ".", color=f"C{color}", alpha=0.5)
-    axes.set(xscale="log", yscale="log", xlabel="frames", ylabel="forces MAE, meV/Å")
-    axes.legend(frameon=False, fontsize=8)
-    axes.grid(alpha=0.3, which="both")
-    return figure
 
 
 if __name__ == "__main__":

@@ -247,8 +247,8 @@ def tables(result: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"Errors on {settings['test']} other frames of rMD17 aspirin, {LEVEL} (forces meV/Å,"
-            f" energies meV/atom), after {settings['steps']:,} steps"
-            f" ({settings['optimizer']}, {settings['batch_atoms'] // 21} frames each) from each start; architecture of"
+            f" energies meV/atom), after {settings['steps']:,} steps ({settings['optimizer']},"
+            f" {settings['batch_atoms'] // 21} frames each) from each start; architecture of"
             f" {settings['model']}. A fifth of the frames (at most 20) is validation. Gain: forces"
             " MAE from nothing over this one, same frames. ± is half the range over seeds.",
             "",

@@ -28,12 +28,13 @@ experiment = SCRIPTS["experiment"]
 TINY = {"layers": 2, "channels": 16, "heads": 4, "radial": 8, "cutoff": 4.0}
 
 
-def pages(script: Any, scratch: Path, *options: str) -> str:  # noqa: F811
+def pages(script: Any, scratch: Path, *options: str, name: str = "") -> str:  # noqa: F811
     """What `render` writes."""
     done = CliRunner().invoke(script.app, ["render", *options], catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    assert (scratch / "results" / f"{script.NAME}.png").stat().st_size > 1000
-    return (scratch / "results" / f"{script.NAME}.md").read_text(encoding="utf-8")
+    name = name or script.NAME
+    assert (scratch / "results" / f"{name}.png").stat().st_size > 1000
+    return (scratch / "results" / f"{name}.md").read_text(encoding="utf-8")
 
 
 # --- what they share -------------------------------------------------------------------------
@@ -109,6 +110,27 @@ def ablation_settings() -> dict[str, Any]:
         "threads": 1,
         "compile": "no",
     }
+
+
+def test_the_verdict_counts_the_time_of_denoising() -> None:
+    """Where labels in the same minutes gain more, it says so; of paired seeds only."""
+    tables = SCRIPTS["ablation_tables"]
+
+    def rows(start: str, frames: int, *errors: float) -> dict[Any, Any]:
+        told = [{"seed": s, "test_meV": {"force_mae": e}} for s, e in enumerate(errors)]
+        return {(start, frames): told}
+
+    groups = {
+        **rows(tables.NOTHING, 100, 120.0, 120.0), **rows("denoised 0.1 Å", 100, 80.0, 60.0, 1.0),
+        **rows(tables.LONGER, 100, 100.0),
+        **rows(tables.NOTHING, 900, 90.0), **rows("denoised 0.1 Å", 900, 60.0),
+        **rows(tables.LONGER, 900, 45.0),
+        **rows(tables.NOTHING, 5000, 90.0), **rows("denoised 0.1 Å", 5000, 60.0),
+    }  # fmt: skip
+    assert tables.gains(groups, "denoised 0.1 Å", 100) == [1.5, 2.0]
+    few, many = tables.verdict(groups).splitlines()  # of 5,000 frames one start is missing
+    assert few.startswith("- 100 frames") and "1.75 times" in few and few.endswith("for itself.")
+    assert "2.00 times" in many and many.endswith("where it is reused.")
 
 
 @pytest.mark.slow
@@ -295,14 +317,16 @@ def test_dimer_checks_against_a_known_curve(
 
 
 def test_dimers_of_a_model_and_their_page(scratch: Path) -> None:  # noqa: F811
-    model = save_random_model(scratch / "m.safetensors", **TINY)
+    """Beside those of the shipped model, under the name of this one."""
+    model = save_random_model(scratch / "m.safetensors", name="mine", **TINY)
     dimers.run(str(model))
-    result = experiment.stored("dimers")
+    assert not experiment.stored("dimers")
+    result = experiment.stored("dimers-mine")
     assert len(result["pairs"]) == 10  # H, C, N, O
     for row in result["pairs"].values():  # a random model has no wall, but its forces are gradients
         assert row["deviation"] < 1e-4 and row["force_at_rim"] < 1e-2
     assert result["pairs"]["H-H"]["r"][0] == dimers.NEAREST
-    page = pages(dimers, scratch)
+    page = pages(dimers, scratch, "--model", "mine", name="dimers-mine")
     assert "| H-H | 0.62 |" in page and "of 10 |" in page
 
 
@@ -377,8 +401,8 @@ def test_dynamics_runs_and_resumes(
     model = load("pretrained-visnet", engine="eager")
     runs = [dynamics.Run("300 K", 300.0, 0.02, 0), dynamics.Run("long", 600.0, 0.01, 5)]
     settings = {
-        **{"model": "tiny", "seed": 1, "batch": 1, "timestep": 0.5, "friction": 1.0},
-        **{"frame_fs": 5.0, "share": 0.5},
+        **{"model": "pretrained-visnet", "seed": 1, "batch": 1, "timestep": 0.5},
+        **{"friction": 1.0, "frame_fs": 5.0, "share": 0.5},
     }
     for _ in range(2):  # the second reads what the first has stored
         one = dynamics.Dynamics(model, molecules(), settings)

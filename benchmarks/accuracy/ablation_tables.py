@@ -1,0 +1,125 @@
+"""What the runs of `ablation` come to: a table, a verdict and a plot."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from experiment import table, with_spread  # this folder is where the script runs
+
+#: names of starts; the others are "denoised NOISE Å" and those of geom2vec
+NOTHING, LONGER = "nothing", "nothing, longer"
+
+Groups = dict[tuple[str, int], list[dict[str, Any]]]
+
+
+def grouped(result: dict[str, Any]) -> Groups:
+    """Runs that differ in their seed only, by start and frames."""
+    groups: Groups = {}
+    for row in result["runs"].values():
+        groups.setdefault((row["start"], row["frames"]), []).append(row)
+    return groups
+
+
+def gains(groups: Groups, start: str, frames: int) -> list[float]:
+    """Forces MAE from nothing over that from a start, for each seed that has both."""
+    base = {r["seed"]: r["test_meV"]["force_mae"] for r in groups.get((NOTHING, frames), [])}
+    same = groups.get((start, frames), [])
+    return [base[r["seed"]] / r["test_meV"]["force_mae"] for r in same if r["seed"] in base]
+
+
+def verdict(groups: Groups) -> str:
+    """Does denoising pay: with its time for nothing, and with its time spent on labels instead?"""
+    sizes = sorted({frames for _, frames in groups})
+    starts = sorted({start for start, _ in groups if start.startswith("denoised")})
+    told = []
+    for start in starts:
+        both = [(n, gains(groups, start, n), gains(groups, LONGER, n)) for n in sizes]
+        told += [
+            f"- {n:,} frames: {start} makes forces MAE {np.mean(mine):.2f} times smaller than "
+            f"nothing with the same supervised steps; its minutes spent on labels instead, "
+            f"{np.mean(longer):.2f} times: denoising pays "
+            + ("for itself." if np.mean(mine) > np.mean(longer) else "where it is reused.")
+            for n, mine, longer in both
+            if mine and longer
+        ]
+    return "\n".join(told)
+
+
+def tables(result: dict[str, Any]) -> str:
+    """Markdown, from the results alone."""
+    groups, settings = grouped(result), result["settings"]
+
+    def of(rows: Sequence[dict[str, Any]], name: str, digits: int = 1) -> str:
+        return with_spread([r["test_meV"][name] for r in rows], digits)
+
+    def gain(start: str, frames: int) -> str:
+        ratios = gains(groups, start, frames)
+        return with_spread(ratios, 2) if ratios else "-"
+
+    def minutes(row: dict[str, Any]) -> float:
+        """Of training: wall time of a run depends on what else the machine was doing."""
+        kind = "geom2vec" if row["start"].startswith("geom2vec") else "own"
+        return row["steps"] * result["seconds_per_step"][kind] / 60
+
+    rows = [
+        [
+            f"{frames:,}",
+            start,
+            str(len(same)),
+            of(same, "force_mae"),
+            of(same, "force_rmse"),
+            of(same, "energy_mae", 2),
+            of(same, "energy_rmse", 2),
+            gain(start, frames),
+            f"{same[0]['steps']:,}",
+            f"{same[0]['structures_seen']:,}",
+            f"{minutes(same[0]):.1f}",
+        ]
+        for (start, frames), same in sorted(groups.items(), key=lambda item: item[0][1])
+    ]
+    header = "frames | start | seeds | F MAE | F RMSE | E MAE | E RMSE | gain | steps"
+    told = [
+        f"{kind}: {result['seconds_per_step'][kind]:.3f} s a step"
+        for kind in result["seconds_per_step"]
+    ]
+    denoised = [
+        f"{noise} Å: {d['steps']:,} steps on {d['geometries']:,} geometries in "
+        f"{d['minutes']:.1f} min, remaining loss {d['validation_loss']:.3f}"
+        for noise, d in result["denoised"].items()
+    ]
+    own = settings["model"]
+    return "\n".join(
+        [
+            "Errors on unseen drug-like molecules (forces meV/Å, energies meV/atom),"
+            f" {own['layers']} layers x {own['channels']} channels, {own['cutoff']:g} Å,"
+            f" {settings['minutes']:g} minutes of supervised training on {settings['threads']}"
+            " threads, molecules without P and I. Gain: forces MAE from nothing divided by this"
+            " one, same seed. ± is half the range over seeds, which set initial weights and choose"
+            " the frames. Minutes are steps times the seconds of a step, timed once.",
+            "",
+            table([*header.split(" | "), "structures seen", "minutes"], rows),
+            "",
+            *([told_all, ""] if (told_all := verdict(groups)) else []),
+            *([f"Denoising, {'; '.join(denoised)}."] if denoised else []),
+            f"Speed, {'; '.join(told)}. Commit {result['commit']}; {result['machine']}.",
+        ]
+    )
+
+
+def plot(result: dict[str, Any]) -> Any:
+    """Forces MAE against the size of the supervised set."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4))
+    axes = figure.subplots()
+    groups = grouped(result)
+    for color, start in enumerate(dict.fromkeys(start for start, _ in groups)):
+        sizes = sorted(frames for name, frames in groups if name == start)
+        errors = [[r["test_meV"]["force_mae"] for r in groups[start, n]] for n in sizes]
+        axes.plot(sizes, [np.mean(e) for e in errors], "o-", color=f"C{color}", label=start)
+        for size, each in zip(sizes, errors, strict=True):
+            axes.plot([size] * len(each), each, ".", color=f"C{color}", alpha=0.5)
+    axes.set(xscale="log", yscale="log", xlabel="frames", ylabel="forces MAE, meV/Å")
+    axes.legend(frameon=False, fontsize=8)
+    axes.grid(alpha=0.3, which="both")
+    return figure
