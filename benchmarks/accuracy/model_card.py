@@ -32,6 +32,7 @@ import torch
 import typer
 from ase import Atoms
 from ase.data import chemical_symbols, covalent_radii
+from card_tables import TEACHER, ZERO_SHOT, error_of_labels, in_short, tables
 from experiment import (  # this folder is where the script runs
     DATA,
     HELD_OUT,
@@ -46,7 +47,6 @@ from experiment import (  # this folder is where the script runs
     save_plot,
     store,
     stored,
-    table,
 )
 from history import LABELLED, learning_curve, plot_learning_curve, read_stage
 
@@ -62,12 +62,6 @@ from mlpot.zoo import available_models, resolve
 
 __all__ = ["DATA", "ROOT", "TRAINED_ON", "app"]
 
-TEACHER = "label-source"
-ZERO_SHOT = {
-    "ethanol, CCSD(T)/cc-pVTZ": "ethanol_ccsd_t-train.npz",
-    "N-methylacetamide, B3LYP": "qm22_n_methylacetamide.npz",
-    "acetylacetone 300 K, PBE-D3": "acac/test_MD_300K.xyz.gz",
-}
 #: experiments whose tables go into the card: heading, module, and options of its command; those
 #: with `--model` are of one model
 MODEL = " --model {last}"
@@ -218,56 +212,6 @@ def install(
 # --- write -----------------------------------------------------------------------------------
 
 
-def error_row(name: str, e: dict[str, float]) -> list[str]:
-    numbers = [f"{e[k]:.1f}" for k in ("energy_mae", "energy_rmse")]
-    return [name, str(e["frames"]), *numbers, f"{e['force_mae']:.0f}", f"{e['force_rmse']:.0f}"]
-
-
-def tables(result: dict[str, Any]) -> str:
-    held = {**result["held_out"], "all held out": result["held_out_all"]}
-    source = stored(TEACHER).get("zero_shot_forces", {})
-
-    def both(errors: dict[str, float] | None) -> list[str]:
-        return [f"{errors[k]:.0f}" if errors else "-" for k in ("force_mae", "force_rmse")]
-
-    zero_shot = [
-        [name, str(e["frames"]), *both(e), *(both(source.get(name)) if source else [])]
-        for name, e in result["zero_shot_forces"].items()
-    ]
-    header = ["set", "frames", "F MAE", "F RMSE"]
-    header += ["AIMNet2's own F MAE", "F RMSE"] if source else []
-    return "\n".join(
-        [
-            "Against its own kind of labels (AIMNet2), molecules never seen in training; energies",
-            "in meV/atom, forces in meV/Å:",
-            "",
-            table(
-                ["held-out molecules", "frames", "E MAE", "E RMSE", "F MAE", "F RMSE"],
-                [error_row(name, e) for name, e in held.items()],
-            ),
-            "",
-            "Against real quantum chemistry, never trained on (forces, meV/Å). Functionals differ",
-            "among themselves, PBE and the labels' wB97M by about 460 meV/Å on aspirin, so the",
-            "last row measures that first:",
-            "",
-            table(header, zero_shot),
-        ]
-    )
-
-
-def error_of_labels() -> str:
-    """The label source against coupled cluster."""
-    found = stored(TEACHER).get("zero_shot_forces", {})
-    name = next(iter(ZERO_SHOT))
-    if name not in found:
-        return "not measured"
-    e = found[name]
-    return (
-        f"AIMNet2 itself, on {e['frames']:,} frames of {name}: forces MAE {e['force_mae']:.0f}, "
-        f"RMSE {e['force_rmse']:.0f} meV/Å (measured here with `{stored(TEACHER)['file']}`)"
-    )
-
-
 def sections(info: ModelInfo, stages: dict[str, Any]) -> tuple[str, list[str]]:
     """Tables of the learning curve and the other experiments, and the commands behind them."""
     texts = [f"## Learning curve\n\n{learning_curve(stages)}"] if stages else []
@@ -387,7 +331,8 @@ def render(name: str = SHIPPED) -> None:
         save_plot(plot_learning_curve(stages), f"{name}-training")
     (ROOT / "mlpot" / "zoo" / f"{name}.md").write_text(card(name, info, result, training))
     if name == SHIPPED:
-        write_readme(name, tables(result))
+        short = in_short(stored(dynamics.NAME), info.sha256)
+        write_readme(name, "\n\n".join([tables(result), *short]))
     typer.echo(f"wrote mlpot/zoo/{name}.md" + " and the table in README.md" * (name == SHIPPED))
 
 

@@ -44,9 +44,9 @@ class Mode:
 
     @property
     def scenario(self) -> Scenario:
-        """As the ladder of `mlpot stability`: relaxed, then Langevin at 0.5 fs."""
+        """As the ladder of `mlpot stability`: relaxed, then Langevin at 1 fs."""
         return Scenario(
-            "ladder", ("own",), self.temperatures, self.picoseconds, seeds=self.replicas
+            "ladder", ("own",), self.temperatures, self.picoseconds, self.replicas, timestep=1.0
         )
 
 
@@ -61,7 +61,7 @@ MODES = {
     "fast": Mode(_ALL[:2], {50: 1, 450: 1}, 1000, (1e-3, 3e-3), "yes", _LADDER, 5.0, 4, 100),
     # what the goal is checked with. Of 50 frames it matters most which
     "standard": Mode(
-        _ALL, {50: 2, 200: 1, 450: 1}, 2000, (1e-3, 3e-3), "yes", _LADDER, 20.0, 4, 1000
+        _ALL, {50: 2, 200: 1, 450: 1}, 2000, (1e-3, 3e-3), "yes", _LADDER, 20.0, 2, 1000
     ),
 }  # fmt: skip
 

@@ -191,7 +191,7 @@ class Experiment:
             model=ARCHITECTURE,
             loop=FinetuneLoop(
                 steps=steps,
-                learning_rate=2e-3,
+                learning_rate=3e-3,
                 warmup=min(100, steps // 5),
                 validate_every=-(-steps // 20),
                 compile=self.mode.compile,
@@ -214,7 +214,7 @@ class Experiment:
             return
         errors = {f"{t:g}": millis(evaluate(model, f)) for t, f in self._tests().items()}
         scenario = Scenario(
-            "ladder", ("own",), mode.temperatures, mode.picoseconds, seeds=mode.seeds
+            "ladder", ("own",), mode.temperatures, mode.picoseconds, mode.seeds, timestep=1.0
         )
         content = Content([scenario], [self.problem.molecule])
         out = path.parent / "simulations"

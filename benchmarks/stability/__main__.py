@@ -14,10 +14,15 @@ not the trajectories, goes on from there.
 import json
 import re
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from mlpot.analysis.scenarios import Scenario
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).parent / "results"
@@ -45,6 +50,7 @@ def run(
     option: Annotated[list[str], typer.Option(help="KEY=VALUE for a calculator")] = [],  # noqa: B006
     out: Out = None,
     label: Label = None,
+    only: Annotated[str, typer.Option(help="scenarios to do now, by name: ladder,ramp")] = "",
     engine: str = "auto",
     dtype: str | None = None,
     workers: Annotated[int, typer.Option(help="processes; 0 runs in this one")] = 0,
@@ -62,11 +68,23 @@ def run(
         sys.exit(f"mode must be {', '.join(MODES)}, got {mode!r}")
     folder = folder_of(model, mode, out, label)
     place: dict[str, Any] = {"workers": workers, "scheduler": scheduler, "retry": retry}
+    whole = content(mode)
+    if only:
+        whole = replace(whole, scenarios=chosen(whole.scenarios, only))
     tested = subject(model, _options(option), engine, dtype)
     place["elsewhere"] = {one["key"] for one in kept_runs(mode, model, label, tested.identity)}
     with _bar("simulating", False, folder) as bar:
-        run_suite(tested, content(mode), folder, report=typer.echo, **place, **bar)
+        run_suite(tested, whole, folder, report=typer.echo, **place, **bar)
     analyze(mode, model, folder, label)
+
+
+def chosen(scenarios: "Sequence[Scenario]", only: str) -> "list[Scenario]":
+    """Those of some names, separated by commas."""
+    names = {name.strip() for name in only.split(",")}
+    if unknown := names - {s.name for s in scenarios}:
+        known = ", ".join(sorted({s.name for s in scenarios}))
+        sys.exit(f"no scenario is named {', '.join(sorted(unknown))}; there are {known}")
+    return [s for s in scenarios if s.name in names]
 
 
 def runs_file(mode: str, model: str, label: str | None) -> Path:
@@ -93,10 +111,13 @@ def analyze(
 
     folder = folder_of(model, mode, out, label)
     identity = Folder(folder).suite().identity
-    summary = sum_up(folder, kept_runs(mode, model, label, identity))
+    kept = kept_runs(mode, model, label, identity)
+    summary = sum_up(folder, kept)
     RESULTS.mkdir(exist_ok=True)
-    keep = [one for one in summary["runs"] if portable(one)]
-    write_results(runs_file(mode, model, label), {"identity": identity, "runs": keep})
+    keep = {one["key"]: one for one in (*kept, *filter(portable, summary["runs"]))}
+    write_results(
+        runs_file(mode, model, label), {"identity": identity, "runs": list(keep.values())}
+    )
     summary["runs"] = [one for one in summary["runs"] if one["broke"]]  # the rest is in groups
     summary["goals"] = [goal._asdict() | {"met": goal.met} for goal in goals(summary)]
     write_json(RESULTS / f"{label_of(model, label)}-{mode}.json", summary)

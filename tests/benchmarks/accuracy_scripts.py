@@ -16,6 +16,7 @@ NAMES = (
     "rmd17",
     "dimers",
     "dynamics",
+    "card_tables",
     "model_card",
 )
 

@@ -164,6 +164,21 @@ def test_card_and_readme_hold_what_was_measured(repository: Path, trained: Path)
     assert (repository / "results" / f"{NAME}-training.png").is_file()
 
 
+def test_dynamics_in_short_are_of_these_weights_and_count_what_held() -> None:
+    in_short = SCRIPTS["card_tables"].in_short
+    row = {"broke": "", "lost": False}
+    run = {"temperature": 300.0, "picoseconds": 20.0, "rows": [row, {**row, "broke": "C0-H1"}]}
+    result = {
+        "settings": {"sha256": "a", "share": 0.5},
+        "molecules": [{"kind": "peptide"}, {"kind": "dimer"}],
+        "runs": {"300 K": run, "long": {**run, "rows": [{**row, "lost": True}]}},
+    }
+    (told,) = in_short(result, "a")
+    assert "2 molecules never seen (1 peptide, 1 dimer)" in told
+    assert "1 of 2 for 10 ps at 300 K; 0 of 1" in told
+    assert in_short(result, "b") == in_short({}, "a") == []
+
+
 def test_results_of_other_weights_stay_out(repository: Path, trained: Path) -> None:
     dimers.run(str(trained))
     stale = experiment.stored("dimers")
