@@ -296,6 +296,16 @@ def run(
         print(f"{case.key}: {row['minutes']:.1f} min, {row['test_meV']}", flush=True)
 
 
+def options(result: dict[str, Any]) -> list[str]:
+    """The words after the script's name that do it again."""
+    settings = result["settings"]
+    told = {
+        **{k: settings["model"][k] for k in ("layers", "channels", "cutoff")},
+        **{k: settings[k] for k in ("minutes", "denoise_minutes")},
+    }
+    return ["run " + " ".join(f"--{k.replace('_', '-')} {v:g}" for k, v in told.items())]
+
+
 @app.command()
 def render() -> None:
     """Write results/ablation.md and ablation.png."""

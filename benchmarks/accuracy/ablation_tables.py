@@ -93,9 +93,10 @@ def tables(result: dict[str, Any]) -> str:
             "Errors on unseen drug-like molecules (forces meV/Å, energies meV/atom),"
             f" {own['layers']} layers x {own['channels']} channels, {own['cutoff']:g} Å,"
             f" {settings['minutes']:g} minutes of supervised training on {settings['threads']}"
-            " threads, molecules without P and I. Gain: forces MAE from nothing divided by this"
-            " one, same seed. ± is half the range over seeds, which set initial weights and choose"
-            " the frames. Minutes are steps times the seconds of a step, timed once.",
+            f" threads ({settings['optimizer']}), molecules without P and I. Gain: forces MAE from"
+            " nothing divided by this one, same seed. ± is half the range over seeds, which set"
+            " initial weights and choose the frames. Minutes are steps times the seconds of a"
+            " step, timed once.",
             "",
             table([*header.split(" | "), "structures seen", "minutes"], rows),
             "",

@@ -78,5 +78,6 @@ def in_short(result: dict[str, Any], sha256: str) -> list[str]:
     told = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     return [
         f"Simulations of {len(result['molecules'])} molecules never seen ({told}) that keep every "
-        f"bond within {BROKEN:g} Å of its mean: {'; '.join(runs)}."
+        f"bond within {BROKEN:g} Å of its mean: {'; '.join(runs)}. (A dimer may share a partner "
+        "with training.)"
     ]

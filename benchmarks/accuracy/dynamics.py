@@ -121,7 +121,7 @@ class Dynamics:
         )
         femtoseconds = 1000 * run.picoseconds * self.settings["share"]
         frames = max(1, round(femtoseconds / (self.interval * self.settings["timestep"])))
-        folder = STATE / NAME / run.name.replace(" ", "-") / str(number)
+        folder = STATE / self.name / run.name.replace(" ", "-") / str(number)
         return simulate(replicas, frames * self.interval, self.interval, folder)
 
     def batch(self, run: Run, molecules: list[Molecule], number: int) -> list[dict[str, Any]]:
@@ -239,7 +239,7 @@ def run(
         "nve_ps": nve_ps,
         "nve_seeds": nve_seeds,
     }
-    _check_state(settings)
+    _check_state(of_model(NAME, settings["model"]), settings)
     records = read(DATA / DRUGLIKE)
     test = [records[i] for i in split_held_out(records, HELD_OUT).test]
     experiment = Dynamics(deployed, choose(test, seed), settings)
@@ -266,13 +266,13 @@ def _run_of(name: str) -> Run:
     raise InputError(f"no run is called {name!r}; there are {', '.join(r.name for r in RUNS)}")
 
 
-def _check_state(settings: dict[str, Any]) -> None:
+def _check_state(name: str, settings: dict[str, Any]) -> None:
     """Trajectories of other settings must not be gone on with."""
-    mark = STATE / NAME / "settings.json"
+    mark = STATE / name / "settings.json"
     told = json.dumps({k: v for k, v in settings.items() if not k.startswith("nve")}, indent=1)
     if mark.is_file() and mark.read_text() != told:
         raise InputError(
-            f".state/{NAME} holds trajectories of other settings; move it away to start anew"
+            f".state/{name} holds trajectories of other settings; move it away to start anew"
         )
     write_atomically(mark, told.encode())
 

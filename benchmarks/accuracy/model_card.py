@@ -70,8 +70,10 @@ SECTIONS = (
     ("Two atoms, close and far", dimers, MODEL),
     ("Fine-tuning on few frames", rmd17, f"{MODEL} --denoised runs/denoise/model.safetensors"),
     ("What denoising is worth", ablation, ""),
-    ("Why this size", front, ""),
+    ("Sizes that were tried", front, ""),
 )
+#: what else it takes to remake a section: options and commands after `run`
+RUNS = {ablation.NAME: ablation.options, front.NAME: lambda result: ["run", "time"]}
 #: bonds are shorter than so many sums of covalent radii, contacts are longer
 APART = 1.25
 FRAMES = {"dev": 60, "fast": 600, "standard": 10**9}
@@ -225,7 +227,8 @@ def sections(info: ModelInfo, stages: dict[str, Any]) -> tuple[str, list[str]]:
             typer.echo(f"results/{found}.json is of other weights; left out", err=True)
             continue
         texts.append(f"## {heading}\n\n{module.tables(result)}")
-        commands.append(f"python benchmarks/accuracy/{module.NAME}.py run{options}")
+        again = RUNS[module.NAME](result) if module.NAME in RUNS else [f"run{options}"]
+        commands += [f"python benchmarks/accuracy/{module.NAME}.py {words}" for words in again]
     return "\n\n".join(texts), commands
 
 

@@ -7,22 +7,20 @@
     python -m benchmarks.stability render                        # the README's table
 
 Trajectories and records go to runs/stability/MODEL-MODE, sums to results/MODEL-MODE.json. What came
-of each run goes to results/MODEL-MODE-runs.json as well: another machine that has that file, and
-not the trajectories, goes on from there.
+of each run of the standard mode goes to results/MODEL-standard-runs.json as well: another machine
+that has that file, and not the trajectories, goes on from there.
 """
 
 import json
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from mlpot.analysis.scenarios import Scenario
+    from mlpot.analysis.elsewhere import Elsewhere
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).parent / "results"
@@ -68,34 +66,46 @@ def run(
         sys.exit(f"mode must be {', '.join(MODES)}, got {mode!r}")
     folder = folder_of(model, mode, out, label)
     place: dict[str, Any] = {"workers": workers, "scheduler": scheduler, "retry": retry}
-    whole = content(mode)
-    if only:
-        whole = replace(whole, scenarios=chosen(whole.scenarios, only))
     tested = subject(model, _options(option), engine, dtype)
-    place["elsewhere"] = {one["key"] for one in kept_runs(mode, model, label, tested.identity)}
+    kept = kept_runs(mode, model, label, tested.identity)
+    place["elsewhere"] = {one["key"] for one in kept.runs}
+    place["only"] = [name.strip() for name in only.split(",") if name.strip()]
     with _bar("simulating", False, folder) as bar:
-        run_suite(tested, whole, folder, report=typer.echo, **place, **bar)
+        run_suite(tested, content(mode), folder, report=typer.echo, **place, **bar)
     analyze(mode, model, folder, label)
-
-
-def chosen(scenarios: "Sequence[Scenario]", only: str) -> "list[Scenario]":
-    """Those of some names, separated by commas."""
-    names = {name.strip() for name in only.split(",")}
-    if unknown := names - {s.name for s in scenarios}:
-        known = ", ".join(sorted({s.name for s in scenarios}))
-        sys.exit(f"no scenario is named {', '.join(sorted(unknown))}; there are {known}")
-    return [s for s in scenarios if s.name in names]
 
 
 def runs_file(mode: str, model: str, label: str | None) -> Path:
     return RESULTS / f"{label_of(model, label)}-{mode}-runs.json"
 
 
-def kept_runs(mode: str, model: str, label: str | None, identity: str) -> list[dict[str, Any]]:
-    """What came of the runs of this mode, wherever they were done; none if of another model."""
+def kept_runs(mode: str, model: str, label: str | None, identity: str) -> "Elsewhere":
+    """What came of the runs of the standard mode, wherever they were done. The others are short
+    enough to be done again."""
+    from mlpot.analysis.elsewhere import Elsewhere
+
     path = runs_file(mode, model, label)
-    told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return told["runs"] if told.get("identity") == identity else []
+    if mode != "standard" or not path.is_file():
+        return Elsewhere()
+    told = json.loads(path.read_text(encoding="utf-8"))
+    if told["identity"] != identity:
+        sys.exit(
+            f"results/{path.name} is of other weights or another precision. Move it away, or name "
+            "these results with --label"
+        )
+    return Elsewhere(told["runs"], told["lengths"], told["rules"])
+
+
+def keep_runs(path: Path, identity: str, kept: "Elsewhere", summary: dict[str, Any]) -> None:
+    """Add to that file what a summary knows, as far as it can be used without frames."""
+    from benchmarks.accuracy.experiment import write_results
+    from mlpot.analysis.elsewhere import portable
+
+    lines = {one["key"]: one for one in (*kept.runs, *filter(portable, summary["runs"]))}
+    judged = {one["molecule"] for one in lines.values()}
+    lengths = {**{n: v for n, v in summary["lengths"].items() if n in judged}, **kept.lengths}
+    told = {"identity": identity, "rules": summary["rules"], "lengths": lengths}
+    write_results(path, {**told, "runs": list(lines.values())})
 
 
 @app.command()
@@ -103,21 +113,18 @@ def analyze(
     mode: Mode = "fast", model: Model = "pretrained-visnet", out: Out = None, label: Label = None
 ) -> None:
     """Sum up what has been simulated, in results/MODEL-MODE.json."""
-    from benchmarks.accuracy.experiment import write_results
     from benchmarks.stability.goals import goals
     from mlpot.analysis.records import Folder, write_json
     from mlpot.analysis.summary import analyze as sum_up
-    from mlpot.analysis.summary import portable
 
     folder = folder_of(model, mode, out, label)
     identity = Folder(folder).suite().identity
     kept = kept_runs(mode, model, label, identity)
     summary = sum_up(folder, kept)
     RESULTS.mkdir(exist_ok=True)
-    keep = {one["key"]: one for one in (*kept, *filter(portable, summary["runs"]))}
-    write_results(
-        runs_file(mode, model, label), {"identity": identity, "runs": list(keep.values())}
-    )
+    if mode == "standard":
+        keep_runs(runs_file(mode, model, label), identity, kept, summary)
+    del summary["lengths"]
     summary["runs"] = [one for one in summary["runs"] if one["broke"]]  # the rest is in groups
     summary["goals"] = [goal._asdict() | {"met": goal.met} for goal in goals(summary)]
     write_json(RESULTS / f"{label_of(model, label)}-{mode}.json", summary)

@@ -84,9 +84,10 @@ def _by_group(summaries: Sequence[Summary]) -> list[tuple[str, float, str, Summa
 
 
 def _label(g: Summary) -> str:
-    text = f"{g['scenario']} {g['temperature']:g} K"
+    text = f"{g['scenario']} {g['temperature']:g} K, {g['timestep']:g} fs"
     if g["end_temperature"] is not None:
-        text += f" to {g['end_temperature']:g} K"
+        text = f"{g['scenario']} {g['temperature']:g} to {g['end_temperature']:g} K, "
+        text += f"{g['timestep']:g} fs"
     return text + (f", start off by {g['distortion']:g} Å" if g["distortion"] else "")
 
 

@@ -175,7 +175,7 @@ MODES: dict[str, tuple[Scenario, ...]] = {
         Scenario("reference", ("reference",), (300.0,), 2.0),
     ),
     # what the goals of benchmarks/stability are checked with: core-hours. At 1 fs, the longest
-    # step in use without constraints: what is whole there is whole at 0.5 fs, for twice the time
+    # step in use without constraints: a harder test than 0.5 fs, in half the time
     "standard": (
         Scenario("ladder", _MAIN, (300.0, 500.0, 1000.0), 20.0, 3, timestep=1.0),
         Scenario("ladder", _MAIN, (800.0, 1200.0), 10.0, timestep=1.0),

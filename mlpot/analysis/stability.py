@@ -88,6 +88,7 @@ def run(
     scheduler: str | None = None,
     retry: bool = False,
     elsewhere: Collection[str] = (),
+    only: Collection[str] = (),
     report: Callable[[str], None] = lambda text: None,
     on_start: Callable[[int, int], None] = lambda total, known: None,
     on_result: Callable[[bool], None] = lambda good: None,
@@ -105,17 +106,23 @@ def run(
         scheduler: address of a dask scheduler to use instead.
         retry: do again what has failed (a calculator that could not do a start geometry).
         elsewhere: keys of runs that another machine has done, which are left out here (see
-            `mlpot.analysis.summary.analyze`).
+            `mlpot.analysis.elsewhere`).
+        only: names of scenarios to simulate now; the rest of the suite stays to be done.
         report: told, in a line, what is going on.
         on_start: called once with the number of jobs, and of those already done.
         on_result: called after each job, with False for a failure.
 
     Raises:
-        InputError: nothing to run; the folder is another model's; no such scheduler.
+        InputError: nothing to run; the folder is another model's; no such scheduler or scenario.
         MLPotError: the model cannot be loaded.
     """
+    if unknown := set(only) - {s.name for s in content.scenarios}:
+        known = ", ".join(sorted({s.name for s in content.scenarios}))
+        raise InputError(f"no scenario is named {', '.join(sorted(unknown))}; there are {known}")
     folder = Folder(Path(out).absolute())
     runs, others = _begin(subject, content, folder)
+    if only:
+        runs, others = [run for run in runs if run.scenario.name in only], []
     done = {record["key"] for record in folder.records()} | set(elsewhere)
     failed = {} if retry else failures_of(folder.records_file)
     jobs = list(_jobs(subject, runs, others, folder, done))

@@ -1,7 +1,7 @@
 """From records and trajectories to numbers: cheap, and the same every time it is done."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mlpot.analysis import criteria
 from mlpot.analysis.criteria import Verdict, bond_lengths, first_broken, judge
+from mlpot.analysis.elsewhere import Elsewhere
 from mlpot.analysis.intervals import (
     Interval,
     bootstrap_mean,
@@ -62,31 +63,35 @@ class _Judged:
         return slice(0, frames)
 
 
-def analyze(out: str | Path, elsewhere: Sequence[Json] = ()) -> Json:
+def analyze(out: str | Path, elsewhere: Elsewhere | None = None) -> Json:
     """Apply the rules to all runs, and write ``summary.json``.
 
     Args:
         out: folder of the suite.
-        elsewhere: lines of ``runs`` of the same suite on another machine, whose trajectories are
-            not here; see `portable`. Those that the suite does not ask for are passed over.
+        elsewhere: runs of the same suite that were done on another machine. Those that the suite
+            does not ask for are passed over; all runs here are judged by the same lengths.
 
     Its parts: ``model``, ``mode``, ``machine``, ``rules`` (their thresholds), ``skipped``,
     ``failed``, ``missing`` (planned runs without a record), ``core_hours``; ``groups`` (one for
     each scenario, temperature, time step and distortion: share of sound runs and stable
     picoseconds with intervals, Kaplan-Meier curve, causes, and one row a molecule), ``ramp``
     (thermostat at which runs broke), ``drift`` (meV/atom/ps), ``structure``, ``accuracy``,
-    ``refusals``, and ``runs`` (one line each, with its worst frame). Intervals are
-    [value, low, high], 95 %; None where there is none.
+    ``refusals``, ``runs`` (one line each, with its worst frame), and ``lengths`` (Å, that bonds of
+    a molecule were compared with). Intervals are [value, low, high], 95 %; None where there is
+    none.
 
     Raises:
-        DataError: the folder holds no suite, or a trajectory is missing.
+        DataError: the folder holds no suite, a trajectory is missing, or what was done elsewhere
+            was judged by other rules.
     """
     folder = Folder(out)
     suite = folder.suite()
     latest = {record["key"]: record for record in folder.records()}
     records = [latest[key] for key in suite.runs if key in latest]
-    judged = _judge(folder, suite, records)
-    lines = [_line(one) for one in judged] + _of_suite(elsewhere, suite, set(latest))
+    elsewhere = elsewhere or Elsewhere()
+    elsewhere.check(_rules())
+    judged, lengths = _judge(folder, suite, records, elsewhere.lengths)
+    lines = [_line(one) for one in judged] + elsewhere.asked(set(suite.runs) - set(latest))
     groups = _grouped(lines)
     others = [latest[key] for key in suite.others if key in latest]
     summary = {
@@ -106,22 +111,11 @@ def analyze(out: str | Path, elsewhere: Sequence[Json] = ()) -> Json:
         "accuracy": [_without(r, "energies", "forces") for r in others if r["kind"] == "accuracy"],
         "refusals": [r for r in others if r["kind"] == "refusal"],
         "runs": lines,
+        "lengths": {name: mean.tolist() for name, mean in lengths.items()},
     }
     summary = _json(summary)
     write_json(folder.summary_file, summary)
     return summary
-
-
-def portable(line: Json) -> bool:
-    """Is a line of ``runs`` all that a summary needs of that run? Drift and structure need more:
-    series and frames."""
-    return line["ensemble"] != "nve" and line["set"] != "reference"
-
-
-def _of_suite(lines: Sequence[Json], suite: Suite, here: set[str]) -> list[Json]:
-    """Lines that the suite asks for and has no record of, each once."""
-    asked = set(suite.runs) - here
-    return list({one["key"]: one for one in lines if one["key"] in asked}.values())
 
 
 def _rules() -> Json:
@@ -139,15 +133,24 @@ def _rules() -> Json:
 # --- one run -------------------------------------------------------------------------------------
 
 
-def _judge(folder: Folder, suite: Suite, records: Sequence[Json]) -> list[_Judged]:
-    found = []
+def _judge(
+    folder: Folder, suite: Suite, records: Sequence[Json], known: Mapping[str, Sequence[float]]
+) -> tuple[list[_Judged], dict[str, NDArray[np.float64]]]:
+    """Runs with their verdicts, and the lengths that bonds were compared with: ``known`` ones
+    where there are."""
+    found, lengths = [], {}
     for name, molecule in suite.molecules.items():
         mine = [r for r in records if r["molecule"] == name]
         frames = [_frames(folder, record) for record in mine]
         numbers = np.array(molecule["numbers"])
         bonds = np.array(molecule["bonds"], dtype=np.int64).reshape(-1, 2)
         given = bond_lengths(np.array(molecule["positions"])[None], bonds)[0]
-        reference = _reference_lengths(mine, frames, bonds, given)
+        reference = (
+            np.array(known[name])
+            if name in known
+            else _reference_lengths(mine, frames, bonds, given)
+        )
+        lengths[name] = reference
         for record, positions in zip(mine, frames, strict=True):
             verdict = judge(
                 numbers,
@@ -162,7 +165,7 @@ def _judge(folder: Folder, suite: Suite, records: Sequence[Json]) -> list[_Judge
                 settled=SETTLING if record["distortion"] else 0.0,
             )
             found.append(_Judged(record, positions, verdict))
-    return found
+    return found, lengths
 
 
 def _frames(folder: Folder, record: Json) -> NDArray[np.float32]:
@@ -222,11 +225,16 @@ def _group(runs: Sequence[Json]) -> Json:
         **_row(list(by_molecule.values())),
         "survival": survival([one["stable_ps"] for one in runs], [one["broke"] for one in runs]),
         "causes": dict(Counter(one["cause"].split()[0] for one in runs if one["broke"])),
-        # what JSON has no number for is None in a line from elsewhere
-        "worst": max((one["worst_departure"] or 0.0 for one in runs), default=0.0),
+        "worst": _worst(runs),
         "cpu_seconds": sum(one["cpu_seconds"] for one in runs),
         "molecules": rows,
     }
+
+
+def _worst(runs: Sequence[Json]) -> float:
+    """Å; infinite where one had no bounds, for which a line from JSON has None."""
+    found = [np.inf if one["worst_departure"] is None else one["worst_departure"] for one in runs]
+    return float(max(found, default=0.0))
 
 
 def _row(by_molecule: Sequence[Sequence[Json]]) -> Json:

@@ -8,11 +8,13 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from benchmarks.stability import __main__ as script
 from benchmarks.stability import content as benchmark
 from benchmarks.stability.__main__ import label_of
 from benchmarks.stability.goals import goals
 from benchmarks.stability.make_molecules import GROUPS, LARGE, STANDARD
 from benchmarks.stability.tables import END, START, markdown, write_block
+from mlpot.analysis.elsewhere import Elsewhere
 from mlpot.analysis.molecules import DEFAULT, read_molecules
 from mlpot.analysis.stability import Content, run
 from mlpot.analysis.subjects import Subject
@@ -121,7 +123,7 @@ def test_tables_of_a_summary(soft: Subject, content: Content, tmp_path: Path) ->
     assert [goal.met for goal in found] == [None] * 4 + [True]  # 20 fs prove nothing
     summary["goals"] = [goal._asdict() | {"met": goal.met} for goal in found]
     text = markdown([summary, {**summary, "model": "peer"}])
-    rows = [line for line in text.splitlines() if line.startswith("| ladder 300 K")]
+    rows = [line for line in text.splitlines() if line.startswith("| ladder 300 K, 0.5 fs")]
     assert [row.split("|")[3].strip() for row in rows] == [summary["model"], "peer"]
     assert "not measured" in text
     readme = tmp_path / "README.md"
@@ -132,6 +134,30 @@ def test_tables_of_a_summary(soft: Subject, content: Content, tmp_path: Path) ->
     assert text in written and "old" not in written
     readme.write_text("no markers")
     assert not write_block(readme, text)
+
+
+def test_another_machine_goes_on_from_the_file_of_runs(
+    harmonic: Subject, content: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both halves are in it in the end, whoever did them; other weights do not get it."""
+    monkeypatch.setattr(script, "RESULTS", tmp_path)
+    model, path = "m", script.runs_file("standard", "m", None)
+    assert script.kept_runs("standard", model, None, harmonic.identity).runs == ()
+    here = run(harmonic, content, tmp_path / "here", elsewhere=())
+    summary = json.loads(json.dumps(analyze(here.path)))
+    first = {**summary, "runs": summary["runs"][:3]}
+    script.keep_runs(path, harmonic.identity, Elsewhere(), first)
+    kept = script.kept_runs("standard", model, None, harmonic.identity)
+    assert [r["key"] for r in kept.runs] == [r["key"] for r in first["runs"]]
+    assert kept.lengths == {"CH3OH": summary["lengths"]["CH3OH"]}  # of what is in the file
+    assert kept.rules == summary["rules"]
+    script.keep_runs(path, harmonic.identity, kept, {**summary, "runs": summary["runs"][2:]})
+    kept = script.kept_runs("standard", model, None, harmonic.identity)
+    assert sorted(r["key"] for r in kept.runs) == sorted(r["key"] for r in summary["runs"])
+    assert kept.lengths == summary["lengths"]
+    assert script.kept_runs("dev", model, None, harmonic.identity).runs == ()
+    with pytest.raises(SystemExit, match="other weights"):
+        script.kept_runs("standard", model, None, "other")
 
 
 def test_goals_count_only_what_is_long_enough() -> None:

@@ -21,12 +21,13 @@ from mlpot.analysis import stability
 from mlpot.analysis.accuracy import Accuracy, predict
 from mlpot.analysis.batch import distort
 from mlpot.analysis.criteria import bond_lengths, find_bonds
+from mlpot.analysis.elsewhere import Elsewhere
 from mlpot.analysis.molecules import DEFAULT, SETS, own_molecules, read_molecules
 from mlpot.analysis.records import Folder, read_trajectory
 from mlpot.analysis.scenarios import MODES, Scenario, plan
 from mlpot.analysis.stability import Content, Reference, run
 from mlpot.analysis.subjects import Subject, subject
-from mlpot.analysis.summary import analyze, portable
+from mlpot.analysis.summary import analyze
 from mlpot.data.record import Record
 from mlpot.errors import DataError, InputError, UnknownModelError
 from tests.analysis.calculators import Harmonic
@@ -153,40 +154,68 @@ def test_the_same_command_does_nothing_twice(
 
 
 def test_runs_of_another_machine_count_and_are_not_done_again(
-    soft: Subject, content: Content, tmp_path: Path
+    harmonic: Subject, content: Content, tmp_path: Path
 ) -> None:
-    """What is known of them is their lines, as JSON keeps them."""
-    whole = analyze(run(soft, content, tmp_path / "one").path)
-    far = [r for r in json.loads(json.dumps(whole["runs"])) if r["molecule"] == "CH3OH"]
-    stray = {**far[0], "key": "of no run of this suite", "broke": not far[0]["broke"]}
+    """All runs at 300 K were done there, which bonds are compared with, and those at 600 K here."""
+    whole = analyze(run(harmonic, content, tmp_path / "one").path)
+    there = json.loads(json.dumps(whole))  # as a file keeps it
+    far = [r for r in there["runs"] if r["temperature"] == 300.0]
+    stray = {**far[0], "key": "of no run of this suite", "broke": True}
     keys = [line["key"] for line in far]
-    folder = run(soft, content, tmp_path / "other", elsewhere=keys)
+    folder = run(harmonic, content, tmp_path / "other", elsewhere=keys)
     assert set(runs_of(folder)) == {r["key"] for r in whole["runs"]} - set(keys)
-    assert len(keys) == 4 and all(portable(line) for line in far)
-    assert analyze(folder.path)["missing"] == 4
-    together = analyze(folder.path, [*far, *far, stray])
+    assert analyze(folder.path)["missing"] == len(keys) == 4
+    known = Elsewhere([*far, *far, stray], there["lengths"], there["rules"])
+    together = analyze(folder.path, known)
     assert together["missing"] == 0 and len(together["runs"]) == 8
+    assert together["lengths"] == whole["lengths"]
 
-    def timeless(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [{k: v for k, v in g.items() if k != "cpu_seconds"} for g in groups]
+    def told(summary: dict[str, Any]) -> list[Any]:
+        timeless = [{k: v for k, v in g.items() if k != "cpu_seconds"} for g in summary["groups"]]
+        return sorted(timeless, key=lambda g: g["temperature"])
 
-    def by_name(group: dict[str, Any]) -> dict[str, Any]:
-        return {**group, "molecules": dict(sorted(group["molecules"].items()))}
-
-    found, wanted = (
-        [by_name(g) for g in sorted(timeless(s["groups"]), key=lambda g: g["temperature"])]
-        for s in (together, whole)
-    )
-    for mine, theirs in zip(found, wanted, strict=True):
-        assert mine.pop("stable_ps")[0] == pytest.approx(theirs.pop("stable_ps")[0])
-        assert mine == theirs
+    assert told(together) == told(whole)
 
 
-def test_drift_and_structure_need_more_than_a_line() -> None:
-    line = {"ensemble": "nvt", "set": "standard"}
-    assert portable(line)
-    assert not portable({**line, "ensemble": "nve"})
-    assert not portable({**line, "set": "reference"})
+def test_what_was_judged_by_other_rules_is_refused(
+    harmonic: Subject, content: Content, tmp_path: Path
+) -> None:
+    folder = run(harmonic, content, tmp_path / "suite")
+    summary = analyze(folder.path)
+    rules = {**summary["rules"], "bond_departure_A": 9.0}
+    with pytest.raises(DataError, match="other rules"):
+        analyze(folder.path, Elsewhere(summary["runs"], {}, rules))
+
+
+def test_drift_and_structure_are_not_taken_from_elsewhere(
+    harmonic: Subject, content: Content, tmp_path: Path
+) -> None:
+    """They need series and frames, so such runs stay missing."""
+    free = replace(content.scenarios[0], name="nve", ensemble="nve", temperatures=(300.0,))
+    more = replace(content, scenarios=[*content.scenarios, free])
+    whole = analyze(run(harmonic, more, tmp_path / "one").path)
+    keys = [r["key"] for r in whole["runs"]]
+    folder = run(harmonic, more, tmp_path / "other", elsewhere=keys)
+    found = analyze(folder.path, Elsewhere(whole["runs"], {}, whole["rules"]))
+    assert found["missing"] == 4 and not found["drift"] and len(found["groups"]) == 2
+
+
+def test_some_scenarios_now_and_the_rest_later(
+    harmonic: Subject, content: Content, tmp_path: Path
+) -> None:
+    ramp = replace(content.scenarios[0], name="ramp", temperatures=(300.0,), end_temperature=400.0)
+    more = replace(content, scenarios=[*content.scenarios, ramp])
+    folder = run(harmonic, more, tmp_path / "parts", only=["ramp"])
+    assert {r["scenario"] for r in runs_of(folder).values()} == {"ramp"}
+    assert analyze(folder.path)["missing"] == 8  # the suite is the whole of it
+    run(harmonic, more, tmp_path / "parts", only=["ladder"])
+    run(harmonic, more, tmp_path / "parts")
+    whole = run(harmonic, more, tmp_path / "whole")
+    assert {k: without_times(r) for k, r in runs_of(folder).items()} == {
+        k: without_times(r) for k, r in runs_of(whole).items()
+    }
+    with pytest.raises(InputError, match="no scenario is named lader; there are ladder, ramp"):
+        run(harmonic, more, tmp_path / "parts", only=["lader"])
 
 
 def test_new_molecules_and_seeds_are_added(soft: Subject, content: Content, tmp_path: Path) -> None:

@@ -133,6 +133,16 @@ def test_the_verdict_counts_the_time_of_denoising() -> None:
     assert "2.00 times" in many and many.endswith("where it is reused.")
 
 
+def test_the_command_on_the_card_does_the_same_ablation(scratch: Path) -> None:  # noqa: F811
+    """Options that differ from the stored settings would be refused."""
+    committed = Path(ablation.__file__).parent / "results" / "ablation.json"
+    result = json.loads(committed.read_text(encoding="utf-8"))
+    experiment.store("ablation", result)
+    (words,) = ablation.options(result)
+    done = CliRunner().invoke(ablation.app, [*words.split(), "--no-published", "--plan"])
+    assert done.exit_code == 0 and "0 runs to do" in done.output, done.exception
+
+
 @pytest.mark.slow
 def test_ablation_runs_and_resumes(
     druglike: Any,
@@ -207,7 +217,7 @@ def test_rmd17_runs_from_every_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(rmd17, "FRAMES", {12: 1})
-    model = save_random_model(scratch / "model.safetensors", **TINY)
+    model = save_random_model(scratch / "model.safetensors", name=experiment.SHIPPED, **TINY)
     info = load_potential(model)[1].model_copy(update={"kind": "denoiser"})
     denoised = scratch / "denoised.safetensors"
     save(build(info), info, denoised)
@@ -445,7 +455,7 @@ def test_molecules_are_drawn_from_the_test_part_alone(frames: list[Record]) -> N
 
 
 def test_states_of_other_settings_are_refused(scratch: Path) -> None:  # noqa: F811
-    dynamics._check_state({"sha256": "a", "nve_ps": 1.0})
-    dynamics._check_state({"sha256": "a", "nve_ps": 2.0})
+    dynamics._check_state("dynamics", {"sha256": "a", "nve_ps": 1.0})
+    dynamics._check_state("dynamics", {"sha256": "a", "nve_ps": 2.0})
     with pytest.raises(InputError, match="other settings"):
-        dynamics._check_state({"sha256": "b", "nve_ps": 1.0})
+        dynamics._check_state("dynamics", {"sha256": "b", "nve_ps": 1.0})
