@@ -68,3 +68,18 @@ def methanol_with_water() -> Atoms:
     second.positions += [3.2, 0.3, 0.2]
     third.positions += [-0.4, 3.4, 0.5]
     return first + second + third
+
+
+def float32_limit(weights: Path, atoms: Atoms, cell: object = None, least: float = 2e-5) -> float:
+    """eV/Å that two engines may differ by in float32: four times what eager is off by itself.
+
+    Sums in another order, and of another processor's vector length, round differently; how much
+    that is in the forces depends on the geometry.
+    """
+    from mlpot.deploy.load import load
+
+    near, exact = (
+        load(weights, "eager", dtype=dtype)(atoms.numbers, atoms.positions, cell).forces
+        for dtype in ("float32", "float64")
+    )
+    return max(least, 4 * float(abs(near - exact).max()))

@@ -36,7 +36,7 @@ from mlpot.train.step import CompiledStep, WithGradients
 RESUME = "last.ckpt"
 HISTORY = "history.json"  # written when a run has come to its end
 #: atoms, in all steps together, from which a minute of compiling pays
-WORTHWHILE = 100_000
+WORTHWHILE = 50_000
 Config = TypeVar("Config", bound=BaseModel)
 
 
