@@ -60,17 +60,17 @@ def run(
     from mlpot.analysis.scenarios import MODES
     from mlpot.analysis.stability import run as run_suite
     from mlpot.analysis.subjects import subject
-    from mlpot.cli.data import _bar, _options
+    from mlpot.cli.jobs import parse_options, progress_bar
 
     if mode not in MODES:
         sys.exit(f"mode must be {', '.join(MODES)}, got {mode!r}")
     folder = folder_of(model, mode, out, label)
     place: dict[str, Any] = {"workers": workers, "scheduler": scheduler, "retry": retry}
-    tested = subject(model, _options(option), engine, dtype)
+    tested = subject(model, parse_options(option), engine, dtype)
     kept = kept_runs(mode, model, label, tested.identity)
     place["elsewhere"] = {one["key"] for one in kept.runs}
     place["only"] = [name.strip() for name in only.split(",") if name.strip()]
-    with _bar("simulating", False, folder) as bar:
+    with progress_bar("simulating", False, folder) as bar:
         run_suite(tested, content(mode), folder, report=typer.echo, **place, **bar)
     analyze(mode, model, folder, label)
 

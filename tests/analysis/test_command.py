@@ -1,7 +1,9 @@
 """The command, and the benchmark around it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ from mlpot.analysis.subjects import Subject
 from mlpot.analysis.summary import analyze
 from mlpot.cli.common import Group
 from mlpot.cli.stability import _content, stability
-from tests.analysis.conftest import ROOT
+from tests.analysis.conftest import HARMONIC, ROOT
 
 app = typer.Typer(cls=Group)
 app.callback()(lambda: None)
@@ -158,6 +160,27 @@ def test_another_machine_goes_on_from_the_file_of_runs(
     assert script.kept_runs("dev", model, None, harmonic.identity).runs == ()
     with pytest.raises(SystemExit, match="other weights"):
         script.kept_runs("standard", model, None, "other")
+
+
+def test_the_benchmark_runs_and_goes_on_without_its_folder(
+    content: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a command. The second time the folder is gone, and only the refusals are done again."""
+    monkeypatch.setattr(script, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(benchmark, "content", lambda mode: replace(content, mode=mode))
+
+    def done(*words: Any) -> dict[str, Any]:
+        given = ["run", "--mode", "standard", "--model", HARMONIC, "--label", "springs", *words]
+        result = CliRunner().invoke(script.app, [*map(str, given)], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return json.loads((tmp_path / "results" / "springs-standard.json").read_text())
+
+    first = done("--out", tmp_path / "one")
+    assert first["missing"] == 0 and sum(g["runs"] for g in first["groups"]) == 8
+    again = done("--out", tmp_path / "two")
+    assert not list((tmp_path / "two" / "trajectories").iterdir())
+    assert [g["runs"] for g in again["groups"]] == [g["runs"] for g in first["groups"]]
+    assert again["missing"] == 0 and len(again["refusals"]) == len(first["refusals"]) > 0
 
 
 def test_goals_count_only_what_is_long_enough() -> None:
