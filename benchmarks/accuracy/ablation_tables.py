@@ -36,7 +36,7 @@ def verdict(groups: Groups) -> str:
         both = [(n, gains(groups, start, n), gains(groups, LONGER, n)) for n in sizes]
         told += [
             f"- {n:,} frames: {start} makes forces MAE {np.mean(mine):.2f} times smaller than "
-            f"nothing with the same supervised steps; its minutes spent on labels instead, "
+            "nothing with the same supervised steps; the minutes meant for it spent on labels, "
             f"{np.mean(longer):.2f} times: denoising pays "
             + ("for itself." if np.mean(mine) > np.mean(longer) else "where it is reused.")
             for n, mine, longer in both

@@ -175,6 +175,7 @@ def tables(result: dict[str, Any]) -> str:
             name,
             f"{row['parameters']:,}",
             f"{row['steps']:,}",
+            f"{row['minutes']:.1f}",
             *(f"{row['meV'][k]:.1f}" for k in ("force_mae", "force_rmse")),
             *(f"{row['meV'][k]:.2f}" for k in ("energy_mae", "energy_rmse")),
             *(f"{row['ms'][k]:.1f}" if "ms" in row else "-" for k in TIMED),
@@ -182,11 +183,13 @@ def tables(result: dict[str, Any]) -> str:
         for name, row in result.items()
     ]
     minutes = [row["minutes"] for row in result.values()]
-    header = ["model", "parameters", "steps", "F MAE", "F RMSE", "E MAE", "E RMSE"]
+    header = ["model", "parameters", "steps", "minutes", "F MAE", "F RMSE", "E MAE", "E RMSE"]
     short = (
         f"Models after {min(minutes):.0f} to {max(minutes):.0f} minutes of training on one core "
         "each, from nothing (meV/Å and meV/atom, molecules held out for validation), and "
-        f"milliseconds for energy and forces:\n\n{table([*header, *TIMED], rows)}"
+        "milliseconds for energy and forces. Steps are those that fitted the minutes beside what "
+        "else ran, which was not the same for all, so close errors are no order:\n\n"
+        f"{table([*header, *TIMED], rows)}"
     )
     return "\n\n".join([short, *trained_to_the_end()])
 

@@ -35,7 +35,7 @@ from mlpot.train.step import CompiledStep, WithGradients
 
 RESUME = "last.ckpt"
 HISTORY = "history.json"  # written when a run has come to its end
-#: atoms, in all steps together, from which a minute of compiling pays
+#: atoms, in all steps together, from which compiling pays: on slow cores from the second run on
 WORTHWHILE = 50_000
 Config = TypeVar("Config", bound=BaseModel)
 
