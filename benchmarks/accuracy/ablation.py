@@ -23,6 +23,7 @@ from experiment import (  # this folder is where the script runs
     DRUGLIKE,
     HELD_OUT,
     LEVEL,
+    SPELT_OTHERWISE,
     STATE,
     WEIGHTS,
     Parts,
@@ -290,7 +291,9 @@ def run(
     if plan or not todo:
         print(*(case.key for case in todo), f"{len(todo)} runs to do", sep="\n")
         return
-    experiment = Ablation(divide(read(DATA / DRUGLIKE), ELEMENTS), settings)
+    # the first runs were tested on those as well, and all starts are to be compared on the same
+    parts = divide(read(DATA / DRUGLIKE), ELEMENTS, test_too=SPELT_OTHERWISE)
+    experiment = Ablation(parts, settings)
     for case in todo:
         row = experiment.run(case)
         print(f"{case.key}: {row['minutes']:.1f} min, {row['test_meV']}", flush=True)

@@ -28,9 +28,11 @@ from experiment import (  # this folder is where the script runs
 )
 from numpy.typing import NDArray
 
+from mlpot.data.lengths import pair_name
 from mlpot.deploy.engines import DeployedModel
 from mlpot.deploy.load import load
 from mlpot.graph import Graph
+from mlpot.models.priors import FADE
 
 NAME = "dimers"
 DEPTH = 0.6  # Å below the sum of covalent radii, where the curve begins
@@ -50,6 +52,9 @@ CUT_OFF = 0.1
 LEFT = (1e-4, 5e-3)
 CONSISTENT = 1e-3  # eV/Å, largest |F + dE/dr|
 SIGNIFICANT = 1e-4  # eV/Å, smaller forces have no sign
+#: pairs whose floor is longer than so many sums of covalent radii were never bonded in training
+APART = 1.25
+WELL = 0.5  # eV, deeper ones are told
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -109,6 +114,8 @@ def measure(model: DeployedModel, pair: tuple[int, int]) -> dict[str, Any]:
     energy, force = curve(model, pair, r)
     deviation = np.abs(force + slope(model, pair, r))
     wall = r <= r[0] + WALL
+    known = (model.info.floors or {}).get(pair_name(*pair))
+    floor = float(covalent_radii[list(pair)].sum()) if known is None else known
     rim, tail = (int(np.searchsorted(r, model.cutoff - x)) for x in (RIM, CUT_OFF))
     lowest = int(energy.argmin())
     return {
@@ -117,6 +124,8 @@ def measure(model: DeployedModel, pair: tuple[int, int]) -> dict[str, Any]:
         "wall_repulsive": bool((force[wall] > 0).all()),
         "wall_monotone": bool((np.diff(force[wall]) < 0).all()),
         "wall_flips": sign_flips(force[wall]),
+        "floor": known,  # None: never within the cutoff in training
+        "repulsive_below_floor": bool((force[r < floor - FADE] > 0).all()),
         "flips": sign_flips(force),
         "weakest_wall_force": float(force[wall].min()),
         "deviation": float(deviation.max()),
@@ -131,11 +140,17 @@ def measure(model: DeployedModel, pair: tuple[int, int]) -> dict[str, Any]:
     }
 
 
+def unbonded(row: dict[str, Any]) -> bool:
+    """Has no training frame had a bond between these elements?"""
+    return row["floor"] is None or row["floor"] > APART * row["radii"]
+
+
 def failures(row: dict[str, Any]) -> list[str]:
     """What is wrong with a pair; nothing if it is sound."""
     found = {
         "no wall": not row["wall_repulsive"],
         "wall not monotone": not row["wall_monotone"],
+        "attraction below the floor": not row["repulsive_below_floor"],
         "force is no gradient": row["deviation"] > CONSISTENT,
         "not zero at the cutoff": row["energy_at_rim"] > LEFT[0] or row["force_at_rim"] > LEFT[1],
     }
@@ -188,6 +203,10 @@ def tables(result: dict[str, Any]) -> str:
     checks = [
         ["repulsive over the innermost 0.2 Å", passed("no wall")],
         ["repulsion grows monotonically inwards there", passed("wall not monotone")],
+        [
+            f"repulsive wherever it is {FADE:g} Å below the shortest length of training (floor)",
+            passed("attraction below the floor"),
+        ],
         ["sign flips of the force in the wall, all pairs", str(sum(r["wall_flips"] for r in rows))],
         [
             "sign flips over the whole curve, mean and largest",
@@ -212,8 +231,23 @@ def tables(result: dict[str, Any]) -> str:
             table(["check", "result"], checks),
             "",
             *(["Pairs with a failure:", "", *told] if told else ["No pair fails a check."]),
+            *wells(rows),
         ]
     )
+
+
+def wells(rows: list[dict[str, Any]]) -> list[str]:
+    """Where pairs that were never bonded attract each other all the same, deepest first."""
+    deep = sorted((r for r in rows if unbonded(r)), key=lambda row: row["minimum"][1])
+    deep = [row for row in deep if row["minimum"][1] < -WELL]
+    if not deep:
+        return []
+    told = [f"{r['pair']} {r['minimum'][1]:.1f} eV at {r['minimum'][0]:.2f} Å" for r in deep]
+    return [
+        "",
+        f"Lone pairs of elements without a bond in training that bind by more than {WELL:g} eV: "
+        f"{', '.join(told)}. Training has no such pair alone, so nothing was learned of it.",
+    ]
 
 
 def details(result: dict[str, Any]) -> str:
@@ -228,10 +262,11 @@ def details(result: dict[str, Any]) -> str:
             f"{row['wall_flips']}, {row['flips']}",
             f"{row['deviation']:.1e}",
             f"{row['minimum'][0]:.2f}, {row['minimum'][1]:.2f}",
+            "-" if row["floor"] is None else f"{row['floor']:.2f}",
         ]
         for name, row in result["pairs"].items()
     ]
-    columns = [*header.split(" | "), "abs(F + dE/dr), eV/Å", "minimum, Å, eV"]
+    columns = [*header.split(" | "), "abs(F + dE/dr), eV/Å", "minimum, Å, eV", "floor, Å"]
     return (
         f"{table(columns, rows)}\n\nFlips: in the wall, and over the whole curve. Minima are no "
         f"bonds of closed-shell molecules.\n\nCommit {result['commit']}; {result['machine']}."

@@ -26,6 +26,7 @@ from experiment import (  # this folder is where the script runs
     HELD_OUT,
     ROOT,
     SHIPPED,
+    SPELT_OTHERWISE,
     STATE,
     begun,
     of_model,
@@ -63,6 +64,8 @@ NAME = "dynamics"
 REFERENCE_PS = 5.0  # of the run at 300 K, over which bonds are averaged
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
+Rows = dict[str, dict[str, Any]]  # what came of molecules, by name
+
 
 class Run(NamedTuple):
     """One way to run molecules: name, K, ps, how many of the molecules (0: all)."""
@@ -76,6 +79,10 @@ class Run(NamedTuple):
 RUNS = (Run("300 K", 300.0, 20.0, 0), Run("600 K", 600.0, 10.0, 0), Run("long", 300.0, 200.0, 5))
 
 
+def _by_name(rows: Sequence[dict[str, Any]]) -> Rows:
+    return {row["name"]: row for row in rows}
+
+
 class Dynamics:
     """The experiment with its results so far."""
 
@@ -83,24 +90,38 @@ class Dynamics:
         self.model, self.molecules, self.settings = model, molecules, settings
         self.name = of_model(NAME, settings["model"])
         self.result = begun(self.name, settings)
-        self.result.setdefault("molecules", [{"name": m.name, "kind": m.kind} for m in molecules])
+        self.result["molecules"] = [{"name": m.name, "kind": m.kind} for m in molecules]
         self.result.setdefault("runs", {})
+        self.done = self._done()
         self.means: dict[str, NDArray[np.float64]] = {}  # name -> mean bond lengths at 300 K
+
+    def _done(self) -> dict[str, Rows]:
+        """Rows by run and molecule, of molecules that have been through all of their runs, here or
+        on another machine. The others begin anew, or go on from their state: a hot run is judged
+        by the one at 300 K.
+        """
+        stored = self.result["runs"]
+        found = {r.name: _by_name(stored.get(r.name, {}).get("rows", [])) for r in RUNS}
+        short = {m.name for r in RUNS for m in self.chosen(r) if m.name not in found[r.name]}
+        return {n: {k: v for k, v in rows.items() if k not in short} for n, rows in found.items()}
 
     def run(self, run: Run) -> None:
         """All batches of one run; results are stored after each."""
-        rows: list[dict[str, Any]] = []
-        for number, chosen in enumerate(self.batches(run)):
-            rows += self.batch(run, chosen, number)
+        known = dict(self.done.get(run.name, {}))
+        for number, batch in enumerate(self.batches(run)):
+            left = [m for m in batch if m.name not in known]
+            known |= _by_name(self.batch(run, left, number) if left else [])
+            rows = [known[m.name] for m in self.chosen(run) if m.name in known]
             self.result["runs"][run.name] = {**run._asdict(), "rows": rows}
             store(self.name, self.result)
             bad = [row["name"] for row in rows if not sound(row)]
             print(f"{run.name}: {len(rows)} molecules, broken: {bad or 'none'}", flush=True)
 
+    def chosen(self, run: Run) -> list[Molecule]:
+        return for_long_runs(self.molecules, run.molecules) if run.molecules else self.molecules
+
     def batches(self, run: Run) -> list[list[Molecule]]:
-        chosen, size = self.molecules, self.settings["batch"]
-        if run.molecules:
-            chosen = for_long_runs(chosen, run.molecules)
+        chosen, size = self.chosen(run), self.settings["batch"]
         return [chosen[at : at + size] for at in range(0, len(chosen), size)]
 
     @property
@@ -242,11 +263,13 @@ def run(
     _check_state(of_model(NAME, settings["model"]), settings)
     records = read(DATA / DRUGLIKE)
     test = [records[i] for i in split_held_out(records, HELD_OUT).test]
-    experiment = Dynamics(deployed, choose(test, seed), settings)
+    test += [record for record in records if record.group in SPELT_OTHERWISE]
+    experiment = Dynamics(deployed, choose(test, seed, passed=SPELT_OTHERWISE), settings)
     if only:
         each = _run_of(only)
         for number, molecules in enumerate(experiment.batches(each)):
-            experiment.simulate(each, molecules, number)
+            if left := [m for m in molecules if m.name not in experiment.done[only]]:
+                experiment.simulate(each, left, number)
         return
     drift = experiment.result.setdefault("nve", {})
     for dtype in ("float32", "float64"):

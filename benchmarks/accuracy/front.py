@@ -9,6 +9,7 @@ that ends there; errors are those of the molecules held out for validation.
 """
 
 import fcntl
+import os
 import shutil
 import statistics
 import subprocess
@@ -29,6 +30,8 @@ from experiment import (  # this folder is where the script runs
     LEVEL,
     ROOT,
     TRAINED_ON,
+    commit,
+    machine,
     store,
     stored,
     table,
@@ -113,6 +116,8 @@ def one(name: str, minutes: float, train: int = 60_000, held: int = 1500) -> Non
         "parameters": sum(p.numel() for p in model.parameters()),
         "steps": steps,
         "minutes": (time.perf_counter() - begin) / 60,
+        "commit": commit(),
+        "machine": machine(),
         "meV": {k: 1e3 * v for k, v in info.provenance["validation"].items() if k != "loss"},
     }
     keep(name, row)
@@ -130,15 +135,16 @@ def keep(name: str, row: dict[str, Any]) -> None:
 
 
 @app.command()
-def run(minutes: float = 20.0, jobs: int = 4, models: str = "") -> None:
-    """Train what is not in the results yet, each on a core of its own."""
+def run(minutes: float = 20.0, jobs: int = 0, models: str = "") -> None:
+    """Train what is not in the results yet, each on a core of its own; `jobs` at once, all cores
+    if 0."""
     wanted = [m.strip() for m in models.split(";")] if models else list(MODELS)
     left = [name for name in wanted if "meV" not in stored(NAME).get(name, {})]
 
     def process(name: str) -> None:
         subprocess.run([sys.executable, __file__, "one", name, str(minutes)], check=True)
 
-    with ThreadPoolExecutor(jobs) as pool:
+    with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
         list(pool.map(process, left))
 
 
@@ -187,8 +193,9 @@ def tables(result: dict[str, Any]) -> str:
     short = (
         f"Models after {min(minutes):.0f} to {max(minutes):.0f} minutes of training on one core "
         "each, from nothing (meV/Å and meV/atom, molecules held out for validation), and "
-        "milliseconds for energy and forces. Steps are those that fitted the minutes beside what "
-        "else ran, which was not the same for all, so close errors are no order:\n\n"
+        "milliseconds for energy and forces with two threads. Steps are those that fitted the "
+        "minutes beside what else ran, which was not the same for all, so close errors are no "
+        "order:\n\n"
         f"{table([*header, *TIMED], rows)}"
     )
     return "\n\n".join([short, *trained_to_the_end()])

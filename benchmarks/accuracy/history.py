@@ -96,6 +96,20 @@ def learning_curve(stages: dict[str, Any], rows: int = 12) -> str:
     )
 
 
+def gains(stages: dict[str, Any]) -> str:
+    """What every further cycle of the learning rate has gained; empty with one alone."""
+    cycles = [stage for name, stage in stages.items() if name.startswith(LABELLED)]
+    errors = [min(h["force_mae"] for h in stage["history"]) for stage in cycles]
+    told = [
+        f"cycle {i + 2} {100 * (1 - after / before):.1f} %"
+        + (f" in {stage['hours']:.1f} h" if stage["hours"] is not None else "")
+        for i, (before, after, stage) in enumerate(
+            zip(errors, errors[1:], cycles[1:], strict=False)
+        )
+    ]
+    return f"Smaller forces MAE, against the cycle before: {', '.join(told)}." if told else ""
+
+
 def plot_learning_curve(stages: dict[str, Any]) -> Any:
     from matplotlib.figure import Figure
 

@@ -41,6 +41,7 @@ from experiment import (  # this folder is where the script runs
     TRAINED_ON,
     commit,
     fill,
+    last_commit,
     machine,
     millis,
     of_model,
@@ -48,7 +49,7 @@ from experiment import (  # this folder is where the script runs
     store,
     stored,
 )
-from history import LABELLED, learning_curve, plot_learning_curve, read_stage
+from history import LABELLED, gains, learning_curve, plot_learning_curve, read_stage
 
 from mlpot.data.calculators import AIMNet2
 from mlpot.data.formats import read, read_all
@@ -74,8 +75,6 @@ SECTIONS = (
 )
 #: what else it takes to remake a section: options and commands after `run`
 RUNS = {ablation.NAME: ablation.options, front.NAME: lambda result: ["run", "time"]}
-#: bonds are shorter than so many sums of covalent radii, contacts are longer
-APART = 1.25
 FRAMES = {"dev": 60, "fast": 600, "standard": 10**9}
 ZERO_SHOT_FRAMES = 1000
 RARE = 2000  # atoms in training
@@ -217,6 +216,7 @@ def install(
 def sections(info: ModelInfo, stages: dict[str, Any]) -> tuple[str, list[str]]:
     """Tables of the learning curve and the other experiments, and the commands behind them."""
     texts = [f"## Learning curve\n\n{learning_curve(stages)}"] if stages else []
+    texts += [told] if (told := gains(stages)) else []
     commands = []
     for heading, module, options in SECTIONS:
         found = of_model(module.NAME, info.name) if options else module.NAME
@@ -234,12 +234,11 @@ def sections(info: ModelInfo, stages: dict[str, Any]) -> tuple[str, list[str]]:
 
 def time_taken(training: dict[str, Any]) -> str:
     told = [
-        f"{stage['hours']:.1f} h of {name}"
+        f"{stage['hours']:.1f} h of {name} ({stage['threads']} threads)"
         for name, stage in training.get("stages", {}).items()
         if stage["hours"] is not None
     ]
-    threads = {s["threads"] for s in training.get("stages", {}).values()}
-    return f"{', '.join(told)}, {max(threads)} threads" if told else "not recorded"
+    return ", ".join(told) or "not recorded"
 
 
 def at_the_end(validation: dict[str, float]) -> str:
@@ -278,6 +277,9 @@ def card(name: str, info: ModelInfo, result: dict[str, Any], training: dict[str,
         time=time_taken(training),
         at_the_end=at_the_end(info.provenance["validation"]),
         sha256=info.sha256,
+        file_sha256=hashlib.sha256(Path(resolve(name)).read_bytes()).hexdigest(),
+        since=last_commit(ROOT / "mlpot" / "zoo" / f"{name}.safetensors"),
+        denoised=install_denoised(name),
         backbone=backbone_of(name),
         option="" if name == SHIPPED else f" --name {name}",
         tables=tables(result),
@@ -297,12 +299,23 @@ def backbone_of(name: str) -> str:
     return f"`{name}-denoised`: the state after step 1, without an energy head, to train from"
 
 
+def install_denoised(name: str) -> str:
+    """The command that put the backbone into the zoo, where it is there."""
+    entry = available_models().get(f"{name}-denoised")
+    if entry is None:
+        return ""
+    return (
+        "python benchmarks/accuracy/model_card.py install runs/denoise/model.safetensors "
+        f"--name {entry.name} --card {entry.card} --summary '...'\n"
+    )
+
+
 def unbonded(info: ModelInfo) -> str:
     """Pairs of elements that have been no nearer in training than `APART` bonds are long."""
     pairs = combinations_with_replacement(sorted(info.elements), 2)
     names = {pair_name(a, b): covalent_radii[a] + covalent_radii[b] for a, b in pairs}
     known = info.floors
-    return ", ".join(n for n, bond in names.items() if known.get(n, np.inf) > APART * bond)
+    return ", ".join(n for n, bond in names.items() if known.get(n, np.inf) > dimers.APART * bond)
 
 
 def commands_of(stages: dict[str, Any], name: str) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Molecules drawn for dynamics, their trajectories on disk, and the criterion of a broken bond."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,8 +29,14 @@ class Molecule(NamedTuple):
     positions: NDArray[np.float64]  # [N, 3] Å
 
 
-def choose(records: Sequence[Record], seed: int) -> list[Molecule]:
-    """Test molecules of every kind, at random; those of a kind by size."""
+def choose(records: Sequence[Record], seed: int, passed: Collection[str] = ()) -> list[Molecule]:
+    """Test molecules of every kind, at random; those of a kind by size.
+
+    Args:
+        records: to draw from.
+        seed: of the draw.
+        passed: names that are passed over when they are drawn; the next one takes the place.
+    """
     frames: dict[str, Record] = {}
     for record in records:
         best = frames.get(record.group)
@@ -39,7 +45,8 @@ def choose(records: Sequence[Record], seed: int) -> list[Molecule]:
     rng, chosen = np.random.default_rng(seed), []
     for kind, (count, subsets) in KINDS.items():
         names = sorted(name for name, record in frames.items() if record.subset in subsets)
-        drawn = [frames[name] for name in rng.permutation(names)[:count]]
+        taken = [name for name in rng.permutation(names) if name not in passed][:count]
+        drawn = [frames[name] for name in taken]
         chosen += [
             Molecule(r.group, kind, r.numbers, np.asarray(r.positions, dtype=np.float64))
             for r in sorted(drawn, key=lambda r: len(r.numbers))

@@ -141,10 +141,13 @@ def _throughput(result: Result) -> list[str]:
             f"- {REPLICAS} replicas of ethanol in one call, {r['engine']}, {r['threads']} "
             f"threads: {number(rate)} evaluations/s together, {number(r['gain'])} times one"
         )
-    for t in result.get("training", []):
+    alone = result.get("training_alone", {})
+    where = f"; {alone['machine']['cpu']}, load {alone['load'][0]:g} before" if alone else ""
+    for t in alone.get("training") or result.get("training", []):
         lines.append(
             f"- {t.get('task', LABELS)}, {t['trainer']}, {t['threads']} threads: "
-            f"{number(t['molecules_per_s'])} molecules/s (17 atoms each, batches of 512 atoms)"
+            f"{number(t['molecules_per_s'])} molecules/s (17 atoms each, batches of 512 "
+            f"atoms{where})"
         )
     for system, engines in result.get("memory", {}).items():
         for engine, m in engines.items():

@@ -11,12 +11,19 @@ from mlpot.cli.common import EnergyKey, ForcesKey, Units, aside, counted, read_d
 from mlpot.cli.jobs import labeller_of, progress_bar
 
 if TYPE_CHECKING:
-    pass
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from mlpot.data.labellers import Labeller
+    from mlpot.data.record import Record
+
+_TEMPERATURE = "sampling_temperature"
 
 HOW, RUNNING = "How it is computed", "Where it runs"
 
 Molecules = Annotated[
-    list[str], typer.Argument(help="SMILES in quotes, or files with one a line (.smi, .csv).")
+    list[str],
+    typer.Argument(help="SMILES in quotes, or files: one a line, or a .csv with a column smiles."),
 ]
 Data = Annotated[
     list[Path], typer.Argument(help="Files of structures: SPICE HDF5, extended XYZ, MD17 npz.")
@@ -135,18 +142,17 @@ def conformers(
         seed=seed,
         keep_broken=keep_broken,
     )
-    labeller = None if sampler == "mmff" else labeller_of(sampler, option, "")
+    labeller = _sampler(sampler, option)
     molecules = [word for source in smiles for word in read_smiles(source)]
     place = store or _store(out)
     where: dict[str, Any] = {"workers": workers, "scheduler": scheduler, "retry": retry}
     with progress_bar("sampling", quiet, place) as bar:
         sampled = run(molecules, labeller, sampling, place, subset=subset, **where, **bar)
     _failures(sampled.failed, len(sampled.records), "molecule", place)
-    write_labelled(out, sampled.records, {"sampling_temperature": sampled.temperatures})
+    write_labelled(out, sampled.records, {_TEMPERATURE: sampled.temperatures})
     if sampled.duplicates:
         aside(f"{counted(sampled.duplicates, 'molecule')} given more than once")
-    if sampled.dropped:
-        aside(f"ended early, as bonds changed: {counted(sampled.dropped, 'run')} of the dynamics")
+    _ended(sampled.dropped, place)
     groups = len({record.group for record in sampled.records})
     say(f"wrote {out}: {counted(len(sampled.records), 'frame')} of {counted(groups, 'molecule')}")
     say(f"next: mlpot label {out} --with gfn2-xtb --out labelled.h5")
@@ -176,7 +182,9 @@ def label(
     from mlpot.data.label import label as run
 
     how = labeller_of(labeller, option, level)
-    records = read_data(data, energy_key=energy_key, forces_key=forces_key, units=units)
+    records, temperatures = _with_temperatures(
+        data, energy_key=energy_key, forces_key=forces_key, units=units
+    )
     check_writable(out, records)
     place = store or _store(out)
     where: dict[str, Any] = {"workers": workers, "scheduler": scheduler, "retry": retry}
@@ -184,7 +192,8 @@ def label(
         labelled = run(records, how, place, **where, **bar)
     failed = {f"frame {i}": reason for i, reason in labelled.failed.items()}
     _failures(failed, len(labelled.records), "frame", place)
-    write_labelled(out, labelled.records, labelled.extras)
+    sampled = {_TEMPERATURE: temperatures[labelled.indices]}
+    write_labelled(out, labelled.records, labelled.extras | sampled)
     if labelled.duplicates:
         aside(f"{counted(labelled.duplicates, 'frame')} equal to others left out")
     say(
@@ -208,6 +217,39 @@ def _temperatures(text: str) -> tuple[float, ...]:
         raise InputError(
             f"temperatures must be numbers with commas between them, as 300,600; got {text!r}"
         ) from None
+
+
+def _sampler(name: str, option: list[str] | None) -> "Labeller | None":
+    """What gives the forces of the dynamics; None is MMFF94."""
+    from mlpot.errors import InputError
+
+    if name != "mmff":
+        return labeller_of(name, option, "")
+    if option:
+        raise InputError("mmff has no options. Leave out --option, or name another with --with")
+    return None
+
+
+def _with_temperatures(
+    paths: list[Path], **options: str | None
+) -> "tuple[list[Record], NDArray[np.float64]]":
+    """Records of all files, and at which temperature each was sampled: [frames] K, or NaN."""
+    import numpy as np
+
+    from mlpot.data.formats.labelled import read_extra
+
+    files = [read_data([path], **options) for path in paths]
+    found = [read_extra(p, _TEMPERATURE, len(r)) for p, r in zip(paths, files, strict=True)]
+    return [record for records in files for record in records], np.concatenate(found)
+
+
+def _ended(reasons: list[str], store: Path) -> None:
+    """Say why trajectories ended early, one line a reason."""
+    most = Counter(reasons).most_common()
+    for reason, number in most[:5]:
+        aside(f"{counted(number, 'run')} of the dynamics ended early: {reason}")
+    if len(most) > 5:
+        aside(f"{len(most) - 5} more reasons are in {store}")
 
 
 def _failures(failed: Mapping[str, str], good: int, noun: str, store: Path) -> None:

@@ -52,7 +52,8 @@ class AIMNet2(_Molecular):
 
     Anstine, Zubatyuk, Isayev, Chem. Sci. 16, 10228 (2025). Neutral or charged closed-shell
     molecules of H B C N O F Si P S Cl As Se Br I. Single precision. From an ensemble file come
-    also ``energy_std`` (eV) and ``forces_std`` ([N, 3] eV/Å), the members' standard deviations.
+    also ``energy_std`` (eV) and ``forces_std`` ([N, 3] eV/Å), the members' standard deviations,
+    whichever of them it returns.
 
     Args:
         model: the .jpt file, single model or ensemble.
@@ -94,11 +95,13 @@ class AIMNet2(_Molecular):
         if "forces" not in out:  # a file of energies only
             (gradient,) = torch.autograd.grad(out["energy"].sum(), coord)
             out["forces"] = -gradient
-        results: dict[str, Any] = {"energy": float(out["energy"])}
-        results["forces"] = out["forces"][0].detach().cpu().numpy().astype(np.float64)
-        if "forces_std" in out:
-            results["energy_std"] = float(out["energy_std"])
-            results["forces_std"] = out["forces_std"][0].detach().cpu().numpy().astype(np.float64)
+        results: dict[str, Any] = {}
+        for name in ("energy", "energy_std"):  # files differ in which deviations they return
+            if name in out:
+                results[name] = float(out[name].detach())
+        for name in ("forces", "forces_std"):
+            if name in out:
+                results[name] = out[name][0].detach().cpu().numpy().astype(np.float64)
         return results
 
 

@@ -1,10 +1,13 @@
 """Many SMILES -> thermally sampled geometries, on many processes; resumable."""
 
+import csv
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpot.data.jobs import run
-from mlpot.data.labellers import Labeller, calculator, forget_calculator, probe
+from mlpot.data.labellers import Labeller, forget_calculator, probe
 from mlpot.data.record import Record
 from mlpot.data.sampling import Sampling, sample
 from mlpot.data.store import Store
 from mlpot.errors import DataError, InputError, UnsupportedSystemError, require
 
+# A name that ends so is a file, though it may be absent; no SMILES ends so.
 _SMILES_FILES = (".smi", ".smiles", ".txt", ".csv")
 
 
@@ -29,14 +33,15 @@ class Sampled:
         records: frames, molecules in the order given. The group is the canonical SMILES.
         temperatures: [frames] K, at which each was sampled.
         failed: SMILES as given -> reason, for molecules without frames.
-        dropped: trajectories that ended early, because bonds changed or the forces failed.
+        dropped: why trajectories ended early, one reason for each: bonds changed, or the
+            calculator raised.
         duplicates: SMILES left out because another spelling precedes them.
     """
 
     records: list[Record]
     temperatures: NDArray[np.float64]
     failed: dict[str, str]
-    dropped: int
+    dropped: list[str]
     duplicates: int
 
 
@@ -95,33 +100,60 @@ def conformers(
         records=[r for name, result in found.items() for r in _records(name, result, subset)],
         temperatures=np.array([t for r in found.values() for t in r["temperatures"]]),
         failed=failed,
-        dropped=sum(result["dropped"] for result in found.values()),
+        dropped=[why for result in found.values() for why in _reasons(result["dropped"])],
         duplicates=len(smiles) - invalid - len(names),
     )
 
 
 def read_smiles(source: str | Path) -> list[str]:
-    """SMILES of a file (.smi, .smiles, .txt, .csv: the first word of each line), or the one given.
+    """SMILES of a file, whatever its suffix, or the one given.
 
-    Lines that begin with # and a first line "smiles" are skipped.
+    Of each line the first word; of a .csv the column that the first row calls smiles (in any
+    case), else the first column. Lines that begin with # and a first line "smiles" are skipped.
 
     Raises:
-        DataError: a file that holds none, or that is absent.
+        DataError: a file that holds none, is absent, or is no text.
     """
     path = Path(source)
-    if path.suffix.lower() not in _SMILES_FILES:
-        return [str(source)]
-    if not path.is_file():
+    # of os.path: what is too long for a name is no file, and no error
+    if not os.path.isfile(path):
+        if path.suffix.lower() not in _SMILES_FILES:
+            return [str(source)]
         raise DataError(f"{path}: no such file. Check the path; it is relative to {Path.cwd()}")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets write a mark in front
+        found = _column(text) if path.suffix.lower() == ".csv" else _first_words(text)
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: it is no text file. Give one SMILES a line") from error
-    words = [line.replace(",", " ").split()[0] for line in lines if line.strip(" ,\t")]
-    found = [w for i, w in enumerate(words) if w[0] != "#" and (i or w.lower() != "smiles")]
+    except csv.Error as error:
+        raise DataError(f"{path}: it is no CSV ({error}). Check its quotes") from error
     if not found:
         raise DataError(f"{path}: it holds no SMILES. Give one a line")
     return found
+
+
+def _first_words(text: str) -> list[str]:
+    lines = text.splitlines()
+    words = [line.replace(",", " ").split()[0] for line in lines if line.strip(" ,\t")]
+    return [w for i, w in enumerate(words) if w[0] != "#" and (i or w.lower() != "smiles")]
+
+
+def _column(text: str) -> list[str]:
+    """The column smiles of a CSV, else the first. An empty cell stays: it is a failure to tell."""
+    # strict: else a quote that is never closed would swallow the rest of the file
+    lines = csv.reader(StringIO(text, newline=""), strict=True)
+    cells = [[cell.strip() for cell in row] for row in lines]
+    rows = [row for row in cells if any(row) and not row[0].startswith("#")]
+    header = [cell.lower() for cell in rows[0]] if rows else []
+    at = header.index("smiles") if "smiles" in header else None
+    if at is None:
+        return [_word(row[0]) for row in rows]
+    return [_word(row[at]) if at < len(row) else "" for row in rows[1:]]
+
+
+def _word(cell: str) -> str:
+    """The first word of a cell: a name, or an extension of the SMILES, may follow it."""
+    return cell.split()[0] if cell else ""
 
 
 def canonical(smiles: str) -> str:
@@ -173,6 +205,17 @@ def _records(smiles: str, result: dict[str, Any], subset: str) -> list[Record]:
     return [Record(numbers, x, charge=charge, group=smiles, subset=subset) for x in frames]
 
 
+def _reasons(dropped: list[str] | int) -> list[str]:
+    """Why trajectories of a molecule ended early.
+
+    Stores of earlier versions hold their number only. Their frames have passed the same checks,
+    so they are kept, and not computed again for the sake of a reason.
+    """
+    if isinstance(dropped, int):
+        return ["an earlier version of mlpot did not record why"] * dropped
+    return dropped
+
+
 # --- on the worker -------------------------------------------------------------------------------
 
 
@@ -184,7 +227,7 @@ def _probe(labeller: Labeller | None) -> None:
 
 def _sample_job(labeller: Labeller | None, sampling: Sampling, smiles: str) -> dict[str, Any]:
     try:
-        return sample(smiles, None if labeller is None else calculator(labeller), sampling)
+        return sample(smiles, labeller, sampling)
     except BaseException:
         forget_calculator()
         raise

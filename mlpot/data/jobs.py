@@ -93,7 +93,7 @@ def _first(pool: Executor, call: Callable[[], None]) -> None:
         ) from error
     except Exception as error:
         raise MLPotError(
-            f"the workers cannot run it ({_line(error)}). On a cluster, its workers need mlpot "
+            f"the workers cannot run it ({one_line(error)}). On a cluster, its workers need mlpot "
             "and the calculator in their environment"
         ) from error
 
@@ -139,7 +139,7 @@ def _drain(
                 if type(error).__name__ == "KilledWorker":  # dask: and its neighbours with it
                     lost.append((key, job))
                     continue
-                result, reason = None, _line(error)
+                result, reason = None, one_line(error)
             _keep(store, key, result, reason, on_result)
     if window > 1:
         return lost
@@ -171,10 +171,10 @@ def _attempt(task: Task, job: Any) -> tuple[dict[str, Any] | None, str]:
     try:
         return task(job), ""
     except Exception as error:
-        return None, _line(error)
+        return None, one_line(error)
 
 
-def _line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """An exception as one line; ours speak for themselves."""
     message = " ".join(str(error).split())[:500]
     if isinstance(error, MLPotError):
@@ -221,7 +221,7 @@ def _cluster(scheduler: str) -> Callable[[], AbstractContextManager[Executor]]:
             client = distributed.Client(scheduler, timeout=30, set_as_default=False)
         except (OSError, ValueError, TimeoutError) as error:
             raise InputError(
-                f"no dask scheduler answers at {scheduler} ({_line(error)}). Start one with "
+                f"no dask scheduler answers at {scheduler} ({one_line(error)}). Start one with "
                 "`dask scheduler`, or dask-jobqueue, and give the address it prints"
             ) from error
         with client:

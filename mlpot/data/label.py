@@ -36,6 +36,7 @@ class Labelled:
         duplicates: frames of the input left out because an equal one precedes them.
         computed: frames computed now, failures included.
         known: frames whose labels, or failures, were found in the store.
+        indices: [frames], where each of the records is in the input.
     """
 
     records: list[Record]
@@ -44,6 +45,7 @@ class Labelled:
     duplicates: int
     computed: int
     known: int
+    indices: NDArray[np.int64]
 
 
 def label(
@@ -97,10 +99,11 @@ def label(
             first=partial(probe, labeller),
             on_result=on_result,
         )
+        indices = np.array([i for k, i in first.items() if k in results], dtype=np.int64)
         labelled, extras = _collect(records, first, results, labeller)
         failed = {i: results.failed[k] for i, k in enumerate(keys) if k not in results}
     duplicates, computed = len(keys) - len(first), len(first) - len(known)
-    return Labelled(labelled, extras, failed, duplicates, computed, len(known))
+    return Labelled(labelled, extras, failed, duplicates, computed, len(known), indices)
 
 
 def frame_key(record: Record, labeller: Labeller) -> str:

@@ -57,7 +57,8 @@ class Labeller:
     Attributes:
         name: as the user gave it.
         target: module:callable that returns an ASE calculator.
-        options: its keyword arguments.
+        options: its keyword arguments; files that the user named are absolute, as a worker may
+            have another current folder.
         level: level of theory, stored with the labels.
         identity: what makes results of two labellers the same: level, target and options, with
             the content of files instead of their names.
@@ -137,7 +138,7 @@ def labeller(name: str, options: Mapping[str, Any] | None = None, level: str = "
                 "module:callable, such as ase.calculators.emt:EMT"
             )
         known = _Known(name, "", name, {}, closed_shell=False)
-    merged = {**known.options, **given}
+    merged = {**known.options, **{k: _absolute(v) for k, v in given.items()}}
     for option, value in merged.items():
         if value is None and option not in given:
             raise InputError(f"{name} needs the option {option}: --option {option}=...")
@@ -162,6 +163,11 @@ def _level(known: _Known, merged: Mapping[str, Any], given: Mapping[str, Any]) -
 
 def _is_file(value: Any) -> bool:
     return isinstance(value, str | Path) and len(str(value)) < 1000 and Path(value).is_file()
+
+
+def _absolute(value: Any) -> Any:
+    """A file's whole path; links are kept, as what they point to may have no suffix."""
+    return str(Path(value).absolute()) if _is_file(value) else value
 
 
 def _content(value: Any) -> Any:

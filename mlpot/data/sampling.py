@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from mlpot.data.calculators import MMFF
-from mlpot.data.labellers import without_memory
+from mlpot.data.jobs import one_line
+from mlpot.data.labellers import Labeller, calculator, forget_calculator, without_memory
 from mlpot.errors import InputError, require
 
 # In sums of covalent radii: a bond that is longer is broken, and two atoms without a bond that
@@ -70,17 +71,17 @@ class Sampling:
             )
 
 
-def sample(smiles: str, calc: Any, sampling: Sampling) -> dict[str, Any]:
+def sample(smiles: str, labeller: Labeller | None, sampling: Sampling) -> dict[str, Any]:
     """Frames of one molecule.
 
     Args:
         smiles: canonical.
-        calc: ASE calculator, or None for MMFF94.
+        labeller: gives the forces, by the calculator of this thread; None is MMFF94.
         sampling: what to run.
 
     Returns:
         `numbers` [N], `charge`, `positions` [frames, N, 3] Å as lists, `temperatures` [frames] K,
-        `dropped` trajectories that ended early.
+        `dropped`: why trajectories ended early, one reason for each that did.
 
     Raises:
         InputError: RDKit finds no 3D coordinates, or no frame survives.
@@ -88,20 +89,21 @@ def sample(smiles: str, calc: Any, sampling: Sampling) -> dict[str, Any]:
     """
     frames: list[NDArray] = []
     temperatures: list[float] = []
-    dropped, why = 0, ""
+    dropped: list[str] = []
     for c in range(sampling.conformers):
         molecule = _embed(smiles, _random(smiles, sampling.seed, c))
         bonds = _bonds(molecule)
-        minimum = _minimise(molecule, calc)
+        minimum = _minimise(molecule, None if labeller is None else calculator(labeller))
         for temperature in sampling.temperatures:
             random = _random(smiles, sampling.seed, c, 1 + round(temperature * 1000))
+            if labeller is not None:  # another one if the last trajectory ended in an exception
+                minimum.calc = calculator(labeller)
             found, end = _trajectory(minimum, bonds, temperature, sampling, random)
             frames += found
             temperatures += [temperature] * len(found)
-            dropped += bool(end)
-            why = end or why
+            dropped += [end] if end else []
     if not frames:
-        raise InputError(f"no frame is left: {why}")
+        raise InputError(f"no frame is left: {dropped[-1]}")
     return {
         "numbers": minimum.numbers.tolist(),
         "charge": round(float(minimum.info["charge"])),
@@ -164,14 +166,18 @@ def _minimise(molecule: Any, calc: Any) -> Atoms:
 def _trajectory(
     minimum: Atoms, bonds: NDArray, temperature: float, sampling: Sampling, random: Generator
 ) -> tuple[list[NDArray], str]:
-    """Frames [N, 3] Å, and why there are fewer than asked for. 0 K is the minimum itself."""
+    """Frames [N, 3] Å, and why there are fewer than asked for. 0 K is the minimum itself.
+
+    A calculator that raises is forgotten: the exception may have left it in any state.
+    """
+    at = f" (at {temperature:g} K)"
     atoms = minimum.copy()
     atoms.calc = minimum.calc
     without_memory(atoms.calc)
     frames: list[NDArray] = []
     if temperature == 0:
         end = _changed(atoms, bonds, sampling.keep_broken)
-        return ([] if end else [_centred(atoms)]), end
+        return ([], end + at) if end else ([_centred(atoms)], "")
     widths = np.sqrt(units.kB * temperature * atoms.get_masses())
     atoms.set_momenta(random.standard_normal((len(atoms), 3)) * widths[:, None])
     dynamics = Langevin(
@@ -187,10 +193,11 @@ def _trajectory(
         for _ in range(sampling.frames):
             _run(dynamics, sampling.interval / sampling.timestep)
             if end := _changed(atoms, bonds, sampling.keep_broken):
-                return frames, f"{end} at {temperature:g} K"
+                return frames, end + at
             frames.append(_centred(atoms))
     except Exception as error:  # far from the minimum calculators raise whatever they like
-        return frames, f"{type(error).__name__} at {temperature:g} K: {error}"
+        forget_calculator()
+        return frames, one_line(error) + at
     return frames, ""
 
 
@@ -214,7 +221,10 @@ def _bonds(molecule: Any) -> NDArray[np.bool_]:
 
 
 def _changed(atoms: Atoms, bonds: NDArray[np.bool_], anyway: bool) -> str:
-    """Which bond is no longer what the SMILES says, or nothing."""
+    """What kind of bond is no longer what the SMILES says, or nothing.
+
+    Without the atoms' numbers: reasons are counted over molecules.
+    """
     if not np.isfinite(atoms.positions).all():
         return "the dynamics has blown up"
     radii = covalent_radii[atoms.numbers]
@@ -224,5 +234,5 @@ def _changed(atoms: Atoms, bonds: NDArray[np.bool_], anyway: bool) -> str:
     if anyway or not (broken.any() or made.any()):
         return ""
     changed, verb = (broken, "broken") if broken.any() else (made, "made")
-    i, j = np.argwhere(changed)[0]
-    return f"the bond {atoms.symbols[i]}{i}-{atoms.symbols[j]}{j} is {verb}"
+    one, other = sorted(atoms.symbols[i] for i in np.argwhere(changed)[0])
+    return f"a bond {one}-{other} is {verb}"

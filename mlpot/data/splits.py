@@ -87,7 +87,8 @@ def split_held_out(records: Sequence[Record], path: str | Path) -> Split:
     """The split that a file of molecules prescribes, whatever else the data hold.
 
     Args:
-        path: JSON with two lists of groups, "validation" and "test"; the rest is trained on.
+        path: JSON with two lists of groups, "validation" and "test"; the rest is trained on, but
+            for those of a third list, "left_out", which may be absent.
 
     Raises:
         DataError: no such file, or a part of the split would be empty.
@@ -95,6 +96,7 @@ def split_held_out(records: Sequence[Record], path: str | Path) -> Split:
     try:
         stored = json.loads(Path(path).read_text(encoding="utf-8"))
         wanted = {part: set(stored[part]) for part in ("validation", "test")}
+        unused = set(stored.get("left_out", ()))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path} is no list of held-out molecules ({type(error).__name__}: {error}); it needs "
@@ -102,7 +104,8 @@ def split_held_out(records: Sequence[Record], path: str | Path) -> Split:
         ) from error
     groups = np.array([r.group for r in records], dtype=object)
     parts = {p: np.flatnonzero([g in names for g in groups]) for p, names in wanted.items()}
-    parts["train"] = np.setdiff1d(np.arange(len(records)), np.concatenate(list(parts.values())))
+    others = np.flatnonzero([g not in unused for g in groups])
+    parts["train"] = np.setdiff1d(others, np.concatenate(list(parts.values())))
     empty = [p for p in _PARTS if wanted.get(p, True) and not len(parts[p])]
     if empty:
         raise DataError(f"{path} leaves the part {empty[0]} without frames; are these its data?")

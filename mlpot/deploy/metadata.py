@@ -98,8 +98,8 @@ def warn_of_unseen_lengths(info: ModelInfo, graph: Graph) -> None:
     first, second = (f"{chemical_symbols[int(graph.numbers[i])]} {i}" for i in ends)
     warnings.warn(
         f"{first} and {second} are {float(lengths[edge]):.2f} Å apart. The training frames of "
-        f"{info.name} have no such pair, and below {float(known[edge]):.2f} Å it only pushes them "
-        "apart. Relax the geometry; if this is a bond, fine-tune the model on frames that have it",
+        f"{info.name} have none below {float(known[edge]):.2f} Å, so it only pushes them apart. "
+        "Relax the geometry; if this is a bond, fine-tune the model on frames that have it",
         stacklevel=4,
     )
 

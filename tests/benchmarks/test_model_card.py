@@ -1,6 +1,7 @@
 """The model card is made of measured numbers, and of those of the same weights only."""
 
 import math
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,10 @@ def test_stages_follow_each_other_on_one_curve() -> None:
     stages |= {history.LABELLED: {"history": first}, f"{history.LABELLED}, 1": {"history": second}}
     told = history.labelled_history(stages)
     assert [(h["step"], round(h["hours"], 6)) for h in told] == [(10, 0.1), (20, 0.2), (25, 0.7)]
+    assert history.gains({k: v for k, v in stages.items() if k != f"{history.LABELLED}, 1"}) == ""
+    second[0]["force_mae"] = 0.09
+    stages[f"{history.LABELLED}, 1"]["hours"] = 0.5
+    assert "cycle 2 10.0 % in 0.5 h." in history.gains(stages)
     lines = model_card.commands_of(stages, NAME)
     assert "--from runs/energies/model.safetensors" in lines["again"]
     assert f"recipes/{NAME}-3-energies.toml --out runs/energies-2" in lines["again"]
@@ -149,6 +154,8 @@ def test_card_and_readme_hold_what_was_measured(repository: Path, trained: Path)
         "neutral, closed-shell only",
         "RMSE 71 meV/Å",
         "| seeds | energies and forces 7 |",
+        f"SHA-256 {sha256((trained / 'model.safetensors').read_bytes()).hexdigest()} of the file",
+        "h of energies and forces (1 threads) |",
         "commit abc1234; abacus",
         "50 frames of 1 molecules; 2 molecules for validation. A remark",
         "C (540 atoms)",
@@ -234,8 +241,8 @@ def test_the_teacher_is_measured_like_the_model(
 
 def test_command_lines_of_the_card_exist() -> None:
     template = (ROOT / "benchmarks" / "accuracy" / "card_template.md").read_text()
-    template = template.replace("{option}", " --name x")
+    template = template.replace("{option}", " --name x").replace("{denoised}", "")
     known = {c.name or c.callback.__name__ for c in model_card.app.registered_commands}
     lines = [x for x in template.splitlines() if "model_card.py" in x and x.startswith("python")]
     lines += [x.split("{commands}")[1] for x in template.splitlines() if x.startswith("{commands}")]
-    assert {line.split()[2] for line in lines} <= known and len(lines) == 4
+    assert {line.split()[2] for line in lines} <= known and len(lines) == 5

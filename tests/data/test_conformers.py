@@ -1,9 +1,11 @@
 """Sampling: every molecule by (seed, SMILES) alone, bonds kept, bad SMILES recorded."""
 
+import json
 from collections import Counter
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import h5py
 import numpy as np
@@ -11,10 +13,12 @@ import pytest
 import typer
 from ase import Atoms
 from ase.build import molecule
+from ase.calculators.calculator import Calculator
 from typer.testing import CliRunner
 
 pytest.importorskip("rdkit", reason="RDKit is not installed: mlpot[chem]")
 
+from mlpot.data import labellers  # noqa: E402
 from mlpot.data.conformers import Sampled, canonical, read_smiles  # noqa: E402
 from mlpot.data.conformers import conformers as in_processes  # noqa: E402
 from mlpot.data.formats import read_all  # noqa: E402
@@ -97,13 +101,13 @@ def test_changed_bonds_are_noticed() -> None:
     assert _changed(atoms, bonds, False) == ""
     stretched = atoms.copy()
     stretched.positions[8] += 1.0 * (stretched.positions[8] - stretched.positions[2])
-    assert _changed(stretched, bonds, False) == "the bond O2-H8 is broken"
+    assert _changed(stretched, bonds, False) == "a bond H-O is broken"
     assert _changed(stretched, bonds, True) == ""
     pushed = atoms.copy()
     pushed.set_distance(0, 8, 1.1, fix=0)
-    assert "C0-H8 is made" in _changed(pushed, bonds & False, False) or _changed(
-        pushed, bonds, False
-    )
+    elsewhere = bonds.copy()
+    elsewhere[8] = elsewhere[:, 8] = False
+    assert _changed(pushed, elsewhere, False) == "a bond C-H is made"
     blown = atoms.copy()
     blown.positions[0, 0] = np.nan
     assert "blown up" in _changed(blown, bonds, True)
@@ -129,10 +133,12 @@ def test_a_molecule_depends_on_seed_and_smiles_alone(tmp_path: Path) -> None:
 
 def test_a_calculator_that_remembers_gives_the_same_frames() -> None:
     pytest.importorskip("tblite", reason="tblite is not installed: mlpot[xtb]")
-    calc = labeller("gfn2-xtb").build()
-    first = sample("CC=O", calc, SHORT)
-    sample("C1CO1", calc, SHORT)  # an isomer: the same elements in the same order
-    assert sample("CC=O", calc, SHORT) == first
+    how = labeller("gfn2-xtb")
+    first = sample("CC=O", how, SHORT)
+    used = labellers.calculator(how)
+    sample("C1CO1", how, SHORT)  # an isomer: the same elements in the same order
+    assert sample("CC=O", how, SHORT) == first
+    assert labellers.calculator(how) is used
 
 
 def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
@@ -174,6 +180,90 @@ def test_a_reaction_ends_the_trajectory(tmp_path: Path) -> None:
     hot = replace(SHORT, temperatures=(1e5,), frames=5, interval=20.0)
     sampled = conformers(["CCO"], tmp_path, hot)
     assert not sampled.records and "no frame is left" in sampled.failed["CCO"]
+    assert "(at 100000 K)" in sampled.failed["CCO"]
+    both = conformers(["CCO"], tmp_path, replace(hot, temperatures=(1e5, 300.0)))
+    assert both.temperatures.tolist() == [300.0] * 5
+    (reason,) = both.dropped
+    assert reason.endswith("(at 100000 K)") and ("bond" in reason or "blown up" in reason)
+
+
+class Springs(Calculator):
+    """Every atom on a spring at the first geometry it sees; may break in mid-trajectory.
+
+    Once broken, this one raises for ever; the next that is made does not.
+    """
+
+    implemented_properties: ClassVar = ["energy", "forces"]
+    breaks_at: ClassVar[int] = 0  # which calculation breaks it; 0 for none
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calculations, self.broken, self.places = 0, False, None
+
+    def reset(self) -> None:
+        super().reset()
+        self.places = None
+
+    def calculate(self, atoms: Any = None, properties: Any = None, system_changes: Any = ()):
+        super().calculate(atoms, properties, system_changes)
+        self.calculations += 1
+        if self.calculations == self.breaks_at:
+            self.broken, type(self).breaks_at = True, 0
+        if self.broken:
+            raise RuntimeError("out of\nluck")
+        self.places = atoms.positions.copy() if self.places is None else self.places
+        away = atoms.positions - self.places
+        self.results = {"energy": 15.0 * (away**2).sum(), "forces": -30.0 * away}
+
+
+SPRINGS = "tests.data.test_conformers:Springs"
+
+
+@pytest.fixture
+def breaking(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The class that SPRINGS names (not the one above: pytest calls this module otherwise).
+
+    It breaks at calculation 14: the minimisation takes one, and frames are at 11 and 16.
+    """
+    labellers.forget_calculator()
+    springs = import_module("tests.data.test_conformers").Springs
+    monkeypatch.setattr(springs, "breaks_at", 14)
+    return springs
+
+
+def test_a_calculator_that_raises_is_replaced_and_the_reason_kept(breaking: Any) -> None:
+    how, two = labeller(SPRINGS), replace(SHORT, temperatures=(300.0, 500.0), conformers=2)
+    result = sample("O", how, two)
+    assert breaking.breaks_at == 0
+    sound = sample("O", how, two)
+    assert sound["dropped"] == [] and len(sound["positions"]) == 8
+    assert result["dropped"] == ["RuntimeError: out of luck (at 300 K)"]
+    assert result["temperatures"] == [300.0, 500.0, 500.0, 300.0, 300.0, 500.0, 500.0]
+    assert result["positions"] == sound["positions"][:1] + sound["positions"][2:]
+
+
+def test_the_command_line_tells_why_trajectories_ended(tmp_path: Path, breaking: Any) -> None:
+    command = ["conformers", "O", "--out", tmp_path / "out.h5", "--with", SPRINGS, "--workers", 0]
+    command += ["--temperatures", "300,500", "--interval", 5, "--warmup", 5]
+    result = run(*command)
+    assert result.exit_code == 0, result.output
+    wanted = "1 run of the dynamics ended early: RuntimeError: out of luck (at 300 K)\n"
+    assert wanted in result.stdout
+    again = run(*command)  # from the store
+    assert wanted in again.stdout
+
+
+def test_a_store_that_holds_numbers_for_reasons_is_still_read(tmp_path: Path) -> None:
+    new = conformers(["CCO"], tmp_path)
+    header, line = (tmp_path / "store").read_text().splitlines()
+    entry = json.loads(line)
+    assert entry["result"]["dropped"] == []
+    entry["result"]["dropped"] = 2
+    (tmp_path / "store").write_text(f"{header}\n{json.dumps(entry)}\n")
+    seen: list[bool] = []
+    old = conformers(["CCO"], tmp_path, on_result=seen.append)
+    assert seen == [] and len(old.dropped) == 2 and "earlier version" in old.dropped[0]
+    np.testing.assert_array_equal(positions(old, "CCO"), positions(new, "CCO"))
 
 
 @pytest.mark.parametrize(
@@ -205,6 +295,48 @@ def test_smiles_files(tmp_path: Path) -> None:
         read_smiles("absent.smi")
     with pytest.raises(InputError, match="there are no SMILES"):
         conformers([], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        ("name,smiles\nethanol,CCO\nformaldehyde,C=O\n", ["CCO", "C=O"]),
+        ('\ufeff"Name, x","SMILES "\n"a, b","CCO"\n', ["CCO"]),
+        ('"CCO","ethanol"\n# no,no\n\n,,\n"C=O",\n', ["CCO", "C=O"]),
+        ("smiles\nCCO\n", ["CCO"]),
+        ("CCO ethanol,1\nC=O |c:1|,2\n", ["CCO", "C=O"]),
+        ("id,smiles\r\n1,CCO\r\n2,\r\n3\r\n", ["CCO", "", ""]),  # told as failures
+    ],
+)
+def test_csv_files(tmp_path: Path, content: str, wanted: list[str]) -> None:
+    path = tmp_path / "a.CSV"
+    path.write_bytes(content.encode())
+    assert read_smiles(path) == wanted
+
+
+def test_bad_csv_files(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('smiles,name\nCCO,"ethanol\nCO,methanol\n')  # would swallow what follows
+    with pytest.raises(DataError, match="no CSV.*Check its quotes"):
+        read_smiles(path)
+    path.write_text("name,smiles\n")
+    with pytest.raises(DataError, match="no SMILES"):
+        read_smiles(path)
+
+
+def test_a_file_is_read_whatever_its_suffix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("molecules", "molecules.dat", "molecules.tab"):
+        Path(name).write_text("smiles\tname\nCCO\tethanol\n")
+        assert read_smiles(name) == ["CCO"]
+    Path("out.h5").write_bytes(b"\x89HDF\r\n")
+    with pytest.raises(DataError, match="no text file"):
+        read_smiles("out.h5")
+    assert read_smiles("F/C=C/F") == ["F/C=C/F"]
+    long = "C" * 5000  # longer than any name of a file
+    assert read_smiles(long) == [long]
 
 
 @pytest.mark.parametrize(
@@ -290,6 +422,7 @@ def test_spice_layout(tmp_path: Path) -> None:
         (["O", "--out", "a.h5", "--temperatures", "300;400"], "numbers with commas"),
         (["O", "--out", "a.h5", "--with", "gfn7"], "gfn2-xtb"),
         (["O", "--out", "a.h5", "-o", "nonsense"], "KEY=VALUE"),
+        (["O", "--out", "a.h5", "--with", "mmff", "-o", "a=1"], "mmff has no options.*--with"),
         (["absent.smi", "--out", "a.h5"], "no such file"),
     ],
 )
@@ -320,5 +453,17 @@ def test_from_smiles_to_labels(tmp_path: Path) -> None:
     atoms.calc = labeller("gfn2-xtb").build()
     energies = [r.energy for r in records if r.group == "CO"]
     assert min(energies) == pytest.approx(atoms.get_potential_energy(), abs=0.1)
-    with h5py.File(labelled) as file:
+    with h5py.File(out) as before, h5py.File(labelled) as file:
         assert file["CO"]["smiles"].asstr()[0] == "CO"
+        assert file["CO"]["sampling_temperature"].attrs["units"] == "K"
+        told = [
+            dict(
+                zip(
+                    f["CC=O"]["conformations"][:, 0, 0],
+                    f["CC=O"]["sampling_temperature"][:],
+                    strict=True,
+                )
+            )
+            for f in (before, file)
+        ]
+        assert told[1].items() <= told[0].items() and set(told[1].values()) == {0.0, 300.0}

@@ -1,11 +1,13 @@
 """Labelling: right numbers, nothing twice, nothing lost to a kill, failures with their reason."""
 
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import types
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +27,7 @@ from mlpot import units
 from mlpot.data import calculators, jobs
 from mlpot.data.formats import read, read_all
 from mlpot.data.formats.extxyz import write_extxyz
-from mlpot.data.formats.labelled import write_labelled
+from mlpot.data.formats.labelled import read_extra, write_labelled
 from mlpot.data.jobs import DIED
 from mlpot.data.label import Labelled, calculate, frame_key
 from mlpot.data.label import label as label_in_processes
@@ -71,6 +73,21 @@ class Odd(Calculator):
 
 
 ODD = "tests.data.test_label:Odd"
+
+
+class Scaled(Odd):
+    """EMT times the number in a file, which is opened where the calculator is made."""
+
+    def __init__(self, file: str):
+        super().__init__()
+        self.scale = float(Path(file).read_text())
+
+    def calculate(self, atoms: Any = None, properties: Any = None, system_changes: Any = ()):
+        super().calculate(atoms, properties, system_changes)
+        self.results = {name: self.scale * value for name, value in self.results.items()}
+
+
+SCALED = "tests.data.test_label:Scaled"
 
 
 def label(*args: Any, workers: int = 0, **options: Any) -> Labelled:
@@ -210,6 +227,38 @@ def test_a_moved_file_is_the_same_labeller_and_a_changed_one_is_not(tmp_path: Pa
     keys = {p: labeller("aimnet2", {"model": str(p)}).identity for p in (one, two, three)}
     assert keys[one] == keys[two] != keys[three]
     assert labeller("aimnet2", {"model": str(one)}).level == "AIMNet2 m"
+
+
+def test_files_are_found_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlpot.cli.jobs import labeller_of
+
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/model.safetensors").write_text("weights")
+    (tmp_path / "scale.txt").write_text("2.0")
+    (tmp_path / "link.txt").symlink_to("scale.txt")
+    monkeypatch.chdir(tmp_path)
+    how = labeller(SCALED, {"file": "scale.txt"})
+    whole = labeller(SCALED, {"file": str(tmp_path / "scale.txt")})
+    # results in stores made with the name alone stay valid
+    digest = hashlib.sha256(b"2.0").hexdigest()
+    assert json.loads(how.identity) == [SCALED, f"{SCALED} file=scale", {"file": digest}]
+    assert how == whole and how.level == f"{SCALED} file=scale"
+    # a link keeps its name: loaders go by the suffix, and what it points to may have none
+    assert labeller(SCALED, {"file": Path("link.txt")}).options == (
+        ("file", str(tmp_path / "link.txt")),
+    )
+    for name in ("mine", "mine/model.safetensors"):  # what --with takes
+        model = dict(labeller_of(name, None, "").options)["model"]
+        assert model == str(tmp_path / "mine/model.safetensors")
+    # no file: left alone; and no default of the table is taken for one
+    assert labeller(SCALED, {"file": "absent"}).options == (("file", "absent"),)
+    (tmp_path / "GFN2-xTB").write_text("notes")
+    assert dict(labeller("gfn2-xtb").options)["method"] == "GFN2-xTB"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert how.build().scale == 2.0
 
 
 @pytest.mark.parametrize("keep", [0.999, 0.6, 0.35, 0.02, 0.0])
@@ -378,6 +427,26 @@ def test_a_dask_cluster_does_the_same(store: Path, tmp_path: Path) -> None:
     assert [r.energy for r in out.records] == [r.energy for r in local.records]
 
 
+def test_a_dask_worker_in_another_folder_finds_the_file(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distributed = pytest.importorskip(
+        "distributed", reason="dask.distributed is not installed: mlpot[dask]"
+    )
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None
+    ) as cluster:
+        monkeypatch.chdir(tmp_path)
+        Path("scale.txt").write_text("2.0")
+        with distributed.Client(cluster, set_as_default=False) as client:
+            assert client.submit(os.path.isfile, "scale.txt").result() is False
+        how = labeller(SCALED, {"file": "scale.txt"})
+        out = label(chains(2), how, store, scheduler=cluster.scheduler_address)
+    assert [r.energy for r in out.records] == [2 * emt(r).get_potential_energy() for r in chains(2)]
+
+
 class KilledWorker(Exception):
     """What dask says of a task on whose workers it has given up, guilty or not."""
 
@@ -429,6 +498,56 @@ def test_what_is_written_is_read_back(store: Path, tmp_path: Path, name: str) ->
         np.testing.assert_allclose(one.forces, two.forces, **exact)
         assert one.energy == pytest.approx(two.energy, abs=1e-8)
         assert (one.group, one.subset, one.level) == (two.group, two.subset, two.level)
+
+
+@pytest.mark.parametrize(("name", "out"), [("a.h5", "b.xyz"), ("a.xyz.gz", "b.h5")])
+def test_the_sampling_temperature_goes_with_its_frame(tmp_path: Path, name: str, out: str) -> None:
+    """Through a failure, an equal frame, the order of HDF5 groups, and a file without any."""
+    first = [chain(n, shift, subset="s") for n, shift in [(6, 0), (5, 0), (2, 0), (6, 0), (6, 0.1)]]
+    known = {"sampling_temperature": np.array([300.0, 0.0, 400, 500, 600])}
+    old = known | {"committee_energy_std": np.ones(5)}  # of labels that are replaced
+    write_labelled(tmp_path / name, first, old)
+    write_extxyz(tmp_path / "none.xyz", [chain(7, subset="s"), chain(5, 0.2, subset="s")])
+    files = [tmp_path / name, tmp_path / "none.xyz"]
+    run = mlpot("label", *files, "--with", ODD, "--out", tmp_path / out, "--workers", 0)
+    assert run.exit_code == 0, run.output
+    assert "1 failed" in run.stdout and "1 frame equal to others" in run.stdout
+    records = read(tmp_path / out)
+    found = read_extra(tmp_path / out, "sampling_temperature", len(records))
+    steps = [(len(r.numbers), round(float(r.positions[1, 0]) - 2.5, 3)) for r in records]
+    told = dict(zip(steps, found.tolist(), strict=True))
+    assert np.isnan(told.pop((7, 0))) and np.isnan(told.pop((5, 0.2)))
+    assert told == {(6, 0): 300.0, (5, 0): 0.0, (6, 0.1): 600.0}
+    assert np.isnan(read_extra(tmp_path / out, "committee_energy_std", 5)).all()
+
+
+@pytest.mark.parametrize("name", ["out.h5", "out.xyz"])
+def test_extras_are_read_as_they_were_written(tmp_path: Path, name: str) -> None:
+    extras = {
+        "committee_energy_std": np.array([0.25, np.nan, 0.5]),
+        "committee_force_std": np.array([np.nan, 1e-3, 2.0]),
+        "sampling_temperature": np.array([300.0, 1000.0, np.nan]),
+    }
+    write_labelled(tmp_path / name, chains(3), extras)
+    for extra, values in extras.items():
+        np.testing.assert_allclose(read_extra(tmp_path / name, extra, 3), values, rtol=1e-14)
+
+
+def test_extras_that_are_absent_or_unusable(tmp_path: Path) -> None:
+    name = "sampling_temperature"
+    for path in (FILES / "md17_ethanol_3.npz", FILES / "concatenated_3.h5"):
+        n = len(read(path))
+        assert read_extra(path, name, n).shape == (n,) and np.isnan(read_extra(path, name, n)).all()
+    write_labelled(tmp_path / "a.h5", chains(3))
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        file["Cu5"][name] = np.ones(2)
+    with pytest.raises(DataError, match=r"a.h5: .*sampling_temperature' must have shape \[3\]"):
+        read_extra(tmp_path / "a.h5", name, 3)
+    write_labelled(tmp_path / "a.xyz", chains(1), {name: np.array([300.0])})
+    text = (tmp_path / "a.xyz").read_text().replace("300.0", "hot")
+    (tmp_path / "a.xyz").write_text(text)
+    with pytest.raises(DataError, match="a.xyz"):
+        read_extra(tmp_path / "a.xyz", name, 1)
 
 
 def test_what_a_file_cannot_hold_is_refused_before_the_work(tmp_path: Path) -> None:
@@ -551,6 +670,90 @@ def test_pyscf_forces_are_the_gradient_of_its_energy() -> None:
     np.testing.assert_allclose(
         atoms.get_forces(), calculate_numerical_forces(atoms, 1e-3), atol=2e-3
     )
+
+
+def torchscript(path: Path, *told: str) -> Path:
+    """A file with AIMNet2's inputs and outputs: atoms on springs of Z eV/Å² at the origin."""
+    import torch
+
+    class Network(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.told = ["energy", *told]
+
+        def forward(self, data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            x, z = data["coord"], data["numbers"].to(data["coord"].dtype)
+            energy = 0.5 * (z * (x * x).sum(-1)).sum(-1) + data["charge"]
+            every = {
+                "energy": energy,
+                "energy_std": 0.1 * torch.ones_like(energy),
+                "forces": -z.unsqueeze(-1) * x,
+                "forces_std": torch.abs(x),
+            }
+            out = dict(data)
+            for name in self.told:
+                out[name] = every[name]
+            return out
+
+    torch.jit.save(torch.jit.script(Network()), str(path))
+    return path
+
+
+@pytest.mark.parametrize(
+    "told",
+    [(), ("energy_std", "forces", "forces_std"), ("forces", "forces_std"), ("energy_std",)],
+)
+def test_aimnet2_gives_what_its_file_returns(
+    store: Path, tmp_path: Path, told: tuple[str, ...]
+) -> None:
+    hydroxide = replace(water(), numbers=np.array([8, 1, 9]), charge=-2)
+    records = [water(), hydroxide, chain(2), chain(3)]
+    how = labeller("aimnet2", {"model": str(torchscript(tmp_path / "stub.jpt", *told))})
+    out = label(records, how, store)
+    assert "does not know the elements [29]" in out.failed[2]
+    assert "odd number of electrons" in out.failed[3]
+    for before, after in zip(records, out.records, strict=False):
+        z, x = before.numbers[:, None], before.positions
+        energy = 0.5 * (z * x**2).sum() + before.charge
+        assert after.energy == pytest.approx(energy, rel=1e-6) and after.level == "AIMNet2 stub"
+        np.testing.assert_allclose(after.forces, -z * x, rtol=1e-6)
+    wanted = {}
+    if "energy_std" in told:
+        wanted["committee_energy_std"] = pytest.approx([0.1, 0.1])
+    if "forces_std" in told:
+        wanted["committee_force_std"] = pytest.approx([abs(water().positions).max()] * 2)
+    assert out.extras == wanted
+
+
+def test_a_truncated_aimnet2_file_is_one_error(tmp_path: Path) -> None:
+    path = torchscript(tmp_path / "stub.jpt")
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(InputError, match=r"stub.jpt is no TorchScript file.*Download it again"):
+        labeller("aimnet2", {"model": str(path)}).build()
+
+
+def test_so3lr_is_asked_as_its_package_wants(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a stand-in for so3krates-torch 0.2.1, which is not installed with the tests."""
+    name = "so3krates_torch.calculator.so3"
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingDependencyError, match=r"pip install mlpot\[so3lr\]"):
+        labeller("so3lr").build()
+
+    class SO3LRCalculator(Odd):
+        def __init__(self, device: str = "cpu", default_dtype: str = ""):
+            super().__init__(committee="members")
+            assert (device, default_dtype) == ("cpu", "float32")
+
+    module = types.ModuleType(name)
+    module.SO3LRCalculator = SO3LRCalculator  # type: ignore[attr-defined]
+    for parent in ("so3krates_torch", "so3krates_torch.calculator"):
+        monkeypatch.setitem(sys.modules, parent, types.ModuleType(parent))
+    monkeypatch.setitem(sys.modules, name, module)
+    out = label([chain(6), chain(5)], labeller("so3lr"), store)
+    assert "so3lr labels closed shells only" in out.failed[1]
+    (record,) = out.records
+    assert record.level == "SO3LR" and record.energy == emt(record).get_potential_energy()
+    assert out.extras["committee_force_std"] == pytest.approx([0.1])
 
 
 def test_every_known_labeller_has_a_level() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlpot.data.record import Record
-from mlpot.data.splits import fingerprint, load_split, make_split, save_split
+from mlpot.data.splits import fingerprint, load_split, make_split, save_split, split_held_out
 from mlpot.errors import DataError, InputError
 
 
@@ -111,6 +111,14 @@ def test_too_few_groups_name_the_way_out() -> None:
         make_split(frames(2))
     with pytest.raises(DataError, match="no frames to split"):
         make_split([])
+
+
+def test_a_file_of_molecules_decides(tmp_path: Path) -> None:
+    listed = {"validation": ["m1"], "test": ["m0", "m9"], "left_out": ["m3"]}
+    (tmp_path / "held_out.json").write_text(json.dumps(listed))
+    split = split_held_out(frames(2, 1, 2, 3), tmp_path / "held_out.json")
+    assert split.test.tolist() == [0, 1] and split.validation.tolist() == [2]
+    assert split.train.tolist() == [3, 4]  # m3 is in no part
 
 
 def test_round_trip(tmp_path: Path) -> None:

@@ -45,9 +45,21 @@ def read_extxyz(
                 "the last line does not end: the file is truncated. Download or write it "
                 "again; if it is complete, add a line break"
             )
-        # From memory: ASE seeks between frames, which takes minutes in a gzipped file.
-        frames = ase.io.read(StringIO(content), index=":", format="extxyz")
-        return checked([_record(a, level, energy_key, forces_key) for a in frames])
+        return checked([_record(a, level, energy_key, forces_key) for a in _frames(content)])
+
+
+def read_info(path: str | Path, name: str) -> list[float]:
+    """A number of each frame's comment line, [frames], NaN where it has none; [] if none has it.
+
+    Raises:
+        DataError: as for `read_extxyz`, or it is no number.
+    """
+    path = Path(path)
+    with reading(path, "extended XYZ"):
+        content = _text(path)
+        if name not in content:  # ASE would take as long as for reading the frames
+            return []
+        return [float(atoms.info.get(name, "nan")) for atoms in _frames(content)]
 
 
 def write_extxyz(path: str | Path, records: Iterable[Record]) -> None:
@@ -61,6 +73,12 @@ def write_extxyz(path: str | Path, records: Iterable[Record]) -> None:
         opener: Any = gzip.open if path.suffix == ".gz" else open
         with opener(temporary, "wt", encoding="utf-8") as file:
             ase.io.write(file, frames, format="extxyz")
+
+
+def _frames(content: str) -> list[Atoms]:
+    # From memory: ASE seeks between frames, which takes minutes in a gzipped file.
+    frames: Any = ase.io.read(StringIO(content), index=":", format="extxyz")
+    return frames
 
 
 def _text(path: Path) -> str:

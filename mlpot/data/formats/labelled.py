@@ -1,4 +1,4 @@
-"""Write records, with further numbers for each frame, as SPICE's HDF5 or extended XYZ."""
+"""Records with further numbers for each frame, in SPICE's HDF5 or extended XYZ."""
 
 import gzip
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpot import units as u
-from mlpot.data.formats.common import replacing
-from mlpot.data.formats.extxyz import _atoms
+from mlpot.data.formats.common import reading, replacing, want_shape
+from mlpot.data.formats.extxyz import _atoms, read_info
 from mlpot.data.formats.spice import write_spice
 from mlpot.data.record import Record, formula
 from mlpot.errors import DataError
@@ -56,6 +56,42 @@ def write_labelled(
         _write_extxyz(path, records, extras)
     else:
         _write_spice(path, records, extras)
+
+
+def read_extra(path: str | Path, name: str, frames: int) -> NDArray[np.float64]:
+    """One of the extras of a file, [frames], in the order of `mlpot.data.formats.read`.
+
+    In eV, eV/Å or K; NaN where a frame has none, and in formats that hold none.
+
+    Args:
+        path: a file that could be read.
+        name: see `write_labelled`.
+        frames: how many the file has.
+
+    Raises:
+        DataError: it is there, and not one number for each frame.
+    """
+    path = Path(path)
+    suffix = path.name.lower()
+    values: Any = []
+    if suffix.endswith(_XYZ):
+        values = read_info(path, name)
+    elif suffix.endswith(_HDF5):
+        with reading(path, "SPICE HDF5"), h5py.File(path, "r") as file:
+            values = [v for m in file.values() if _has_frames(m) for v in _extra(m, name)]
+    return np.array(values, dtype=np.float64) if values else np.full(frames, np.nan)
+
+
+def _has_frames(molecule: Any) -> bool:
+    return isinstance(molecule, h5py.Group) and "conformations" in molecule
+
+
+def _extra(molecule: h5py.Group, name: str) -> NDArray[np.float64]:
+    n = len(molecule["conformations"])
+    if name not in molecule:
+        return np.full(n, np.nan)
+    want_shape(f"{molecule.name}/{name}", molecule[name], (n,))
+    return molecule[name][:].astype(np.float64) / _SPICE_UNITS[name][1]
 
 
 def check_suffix(path: Path) -> None:
