@@ -8,7 +8,8 @@
 
 Trajectories and records go to runs/stability/MODEL-MODE, sums to results/MODEL-MODE.json. What came
 of each run of the standard mode goes to results/MODEL-standard-runs.json as well: another machine
-that has that file, and not the trajectories, goes on from there.
+that has that file, and not the trajectories, goes on from there. Bonds are judged by their mean at
+300 K, so do the ladder first where --only leaves scenarios for later.
 """
 
 import json
@@ -97,7 +98,10 @@ def kept_runs(mode: str, model: str, label: str | None, identity: str) -> "Elsew
 
 
 def keep_runs(path: Path, identity: str, kept: "Elsewhere", summary: dict[str, Any]) -> None:
-    """Add to that file what a summary knows, as far as it can be used without frames."""
+    """Add to that file what a summary knows, as far as it can be used without frames.
+
+    Lengths too are of 300 K only: those of the input geometry would be used for ever.
+    """
     from benchmarks.accuracy.experiment import write_results
     from mlpot.analysis.elsewhere import portable
 
@@ -122,6 +126,11 @@ def analyze(
     kept = kept_runs(mode, model, label, identity)
     summary = sum_up(folder, kept)
     RESULTS.mkdir(exist_ok=True)
+    if count := summary["provisional"]:
+        typer.echo(
+            f"{count} runs are judged by the input geometry, for want of frames at 300 K. Run the "
+            "ladder: only then are they kept for other machines"
+        )
     if mode == "standard":
         keep_runs(runs_file(mode, model, label), identity, kept, summary)
     del summary["lengths"]

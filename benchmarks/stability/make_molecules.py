@@ -44,7 +44,7 @@ STANDARD = {
     "ac-tyr-gly-gly-nme": "CC(=O)N[C@@H](Cc1ccc(O)cc1)C(=O)NCC(=O)NCC(=O)NC",
     "propionic-acid+methanol": "CCC(=O)O.CO",
     "thiourea+methylacetamide": "NC(N)=S.CC(=O)NC",
-    "benzene+cyanothiophene": "c1ccccc1.N#Cc1ccsc1",
+    "pyridine+deazapurine": "c1ccncc1.c1ncc2cc[nH]c2n1",
 }
 
 # larger than any molecule of the training data (69 atoms)

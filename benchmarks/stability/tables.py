@@ -5,6 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy.experiment import fill
+from mlpot.analysis.words import (
+    DRIFT,
+    INTERVALS,
+    MEDIAN,
+    RULES,
+    judged_otherwise,
+    largest_words,
+    marked,
+    median_words,
+    start_words,
+)
 
 Summary = dict[str, Any]
 
@@ -49,7 +60,8 @@ def _intro(summary: Summary) -> list[str]:
         f"Langevin dynamics at {_timesteps(summary)} fs from relaxed starts, mode "
         f"{summary['mode']}. A run is whole",
         f"until a bond is {rules['bond_departure_A']:g} Å off its mean at {rules['reference_K']:g} "
-        "K, a hydrogen is lost, or it explodes. 95 % intervals in brackets.",
+        "K, a hydrogen is lost, or it explodes; frames are judged every 20 fs (every 10 fs at "
+        "constant energy). 95 % intervals in brackets.",
         f"{summary['model']}: {hours:.3g} core-hours ({m['processor']}, {m['device']}, torch "
         f"{m['torch']}).",
     ]
@@ -62,15 +74,19 @@ def _timesteps(summary: Summary) -> str:
 
 def _groups(summaries: Sequence[Summary]) -> list[str]:
     lines = [
-        "| simulation | ps | model | whole | share, % | stable ps | broken by |",
-        "|---|---|---|---|---|---|---|",
+        "| simulation | ps | model | whole | share, % | stable ps | bonds hold, ps | H lost | "
+        "exploded | broken by |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, ps, model, g in _by_group(summaries):
         share = interval([100 * v for v in g["fraction"]])
         causes = ", ".join(f"{cause} {count}" for cause, count in g["causes"].items())
-        whole, stable = f"{g['sound']} of {g['runs']}", interval(g["stable_ps"])
-        lines.append(f"| {name} | {ps:g} | {model} | {whole} | {share} | {stable} | {causes} |")
-    return lines
+        stable, bonds = (marked(interval(g[k]), g, k) for k in ("stable_ps", "bond_ps"))
+        rules = f"{stable} | {bonds} | {g['lost_hydrogen']} | {g['exploded']} | {causes}"
+        whole = f"{g['sound']} of {g['runs']}"
+        lines.append(f"| {name} | {ps:g} | {model} | {whole} | {share} | {rules} |")
+    starts = [f"{s['model']}, {words}." for s in summaries for words in start_words(s)]
+    return [*lines, "", INTERVALS, RULES, *starts]
 
 
 def _by_group(summaries: Sequence[Summary]) -> list[tuple[str, float, str, Summary]]:
@@ -92,25 +108,29 @@ def _label(g: Summary) -> str:
 
 
 def _ramps(summaries: Sequence[Summary]) -> list[str]:
-    return [
+    lines = [
         f"Heated from {r['from']:g} to {r['to']:g} K in {r['picoseconds']:g} ps, "
         f"{summary['model']}: {len(r['broke'])} of {r['runs']} broke"
-        + (f", at {interval(r['mean'], 4)} K." if r["broke"] else ".")
+        + (f", median {median_words(r)} K." if r["broke"] else ".")
         for summary in summaries
         for r in summary["ramp"]
     ]
+    return [*lines, MEDIAN] if lines else []
 
 
 def _drifts(summaries: Sequence[Summary]) -> list[str]:
     rows = [
         f"| {s['model']} | {d['timestep']:g} | {d['dtype']} | {interval(d['drift'], 2, True)} | "
-        f"{d['scatter']:.3f} | {sum(len(m['values']) for m in d['molecules'].values())} |"
+        f"{largest_words(d)} | {'–' if d['scatter'] is None else format(d['scatter'], '.3f')} | "
+        f"{d['broke']} of {d['runs']} |"
         for s in summaries
         for d in s["drift"]
-        if d["scatter"] is not None
     ]
-    head = "| constant energy | fs | precision | drift, meV/atom/ps | scatter, meV/atom | runs |"
-    return [head, "|---|---|---|---|---|---|", *rows] if rows else []
+    head = (
+        "| constant energy | fs | precision | drift, meV/atom/ps | largest of a molecule | "
+        "scatter, meV/atom | broke |"
+    )
+    return [head, "|---|---|---|---|---|---|---|", *rows, "", DRIFT] if rows else []
 
 
 def _structure(summaries: Sequence[Summary]) -> list[str]:
@@ -162,6 +182,7 @@ def _left_out(summaries: Sequence[Summary]) -> list[str]:
     for s in summaries:
         told += [f"- {s['model']}, left out: {what} ({why})" for what, why in s["skipped"].items()]
         told += [f"- {s['model']}, failed: {why}" for why in sorted(set(s["failed"].values()))]
+        told += [f"- {s['model']}, {what} ({why})" for what, why in judged_otherwise(s)]
         if s["missing"]:
             told.append(f"- {s['model']}: {s['missing']} runs are still to be done")
     return told

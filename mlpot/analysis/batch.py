@@ -1,6 +1,7 @@
 """Runs of one scenario, integrated side by side by `Replicas`; goes on from a state on disk."""
 
 import hashlib
+import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -9,28 +10,28 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial.distance import pdist
 
-from mlpot.analysis.criteria import bond_lengths, find_bonds
-from mlpot.analysis.molecules import Molecule
+from mlpot.analysis.criteria import (
+    CALCULATOR,
+    INTEGRATOR,
+    PIECES,
+    START,
+    bond_lengths,
+    find_bonds,
+)
 from mlpot.analysis.records import Folder, Json, write_trajectory
 from mlpot.analysis.scenarios import EQUILIBRATION, FRICTION, Planned, Scenario
+from mlpot.analysis.starts import apart, distort, relax
 from mlpot.analysis.subjects import CalculatorModel, Subject
-from mlpot.deploy.engines import DeployedModel
 from mlpot.errors import UnsupportedSystemError
 from mlpot.md.replicas import Replicas
-from mlpot.md.settings import MINIMIZE
-from mlpot.neighbors import OVERLAP
 
 #: seconds between states on disk: what a kill can cost
 CHECKPOINT = 60.0
 
-#: Å, of distorted starts: the most a bond is off, and the closest two atoms come
-STRAIN, CLOSEST = 0.3, 0.8
-
 #: Å longer than at the start: whatever rule a run is judged by, such a bond has broken it. What is
 #: in pieces is not integrated any further
-PIECES = 5.0
+TORN = 5.0
 
 _SERIES = ("temperatures", "thermostat", "potential", "kinetic")
 
@@ -66,13 +67,23 @@ def batches(runs: Sequence[Planned], subject: Subject, folder: str | Path) -> It
         yield Batch(subject, tuple(chosen), str(folder))
 
 
+def runs_of_state(path: Path) -> set[str]:
+    """Keys of the runs whose state a file of `Folder.partial` holds; of an older file none."""
+    with np.load(path) as file:
+        return set(file["runs"].tolist()) if "runs" in file else set()
+
+
 def run_batch(batch: Batch) -> Json:
     """Simulate, write the trajectories, and return the records."""
     return {"records": _Going(batch).go()}
 
 
 class _Going:
-    """A batch on its way. One frame every stride; of lost systems none."""
+    """A batch on its way. One frame every stride; of lost systems none.
+
+    Of a calculator a batch has one run (`Subject.batch_atoms`), so what the calculator raises is
+    of that run.
+    """
 
     def __init__(self, batch: Batch):
         self.batch, self.scenario = batch, batch.scenario
@@ -82,6 +93,8 @@ class _Going:
         self.series: dict[str, list[list[float]]] = {s: [[] for _ in batch.runs] for s in _SERIES}
         molecules = [run.molecule for run in batch.runs]
         self.bonds = [find_bonds(m.numbers, m.positions) for m in molecules]
+        self.endings: dict[int, tuple[str, str]] = {}  # of lost runs: which of criteria, and why
+        self.displaced: list[float | None] = [None for _ in batch.runs]
         self.done = 0  # frames after the first
         self.spent = -time.process_time()  # CPU seconds, when the time now is added
         self.saved = time.monotonic()
@@ -90,6 +103,7 @@ class _Going:
 
     def go(self) -> list[Json]:
         s, count = self.scenario, len(self.batch.runs)
+        self._note_lost()
         if not self.frames[0]:
             start = [s.thermostat(run.temperature, 0) for run in self.batch.runs]
             self._record(np.array(start), np.arange(count))  # lost ones too: a run has a frame
@@ -97,11 +111,12 @@ class _Going:
             target = [s.thermostat(run.temperature, self.done + 1) for run in self.batch.runs]
             if s.end_temperature is not None:
                 self.replicas.temperatures = target
+            self._forget_trouble()
             self.replicas.step(s.stride)
+            self._note_lost()
             self.done += 1
             self._record(np.array(target), self.replicas.alive.nonzero()[0])
-            if pieces := [int(r) for r in self.replicas.alive.nonzero()[0] if self._pieces(int(r))]:
-                self.replicas.remove(pieces)
+            self._remove_pieces()
             if time.monotonic() - self.saved > CHECKPOINT:
                 self._save()
         self._save()  # whoever keeps the records removes it
@@ -111,12 +126,36 @@ class _Going:
             )
         return [self._record_of(r) for r in range(count)]
 
-    def _pieces(self, r: int) -> bool:
+    # --- what ends a run -----------------------------------------------------------------------
+
+    def _remove_pieces(self) -> None:
+        alive = [int(r) for r in self.replicas.alive.nonzero()[0]]
+        if pieces := [r for r in alive if self._in_pieces(r)]:
+            why = f"in pieces: a bond {TORN:g} Å longer than at the start"
+            self.endings |= {r: (PIECES, why) for r in pieces}
+            self.replicas.remove(pieces)
+
+    def _in_pieces(self, r: int) -> bool:
         """Is the last frame of a run one of fragments, far from each other?"""
         molecule, now = self.batch.runs[r].molecule, self.frames[r][-1]
         bonds = self.bonds[r]
         grown = bond_lengths(now[None], bonds) - bond_lengths(molecule.positions[None], bonds)
-        return bool((grown > PIECES).any())
+        return bool((grown > TORN).any())
+
+    def _note_lost(self) -> None:
+        """Say of runs that were lost just now what it was."""
+        for r in self.replicas.lost:
+            self.endings.setdefault(r, self._ending())
+
+    def _ending(self) -> tuple[str, str]:
+        if isinstance(self.model, CalculatorModel) and self.model.trouble:
+            return CALCULATOR if self.model.failed else INTEGRATOR, self.model.trouble
+        return INTEGRATOR, "hotter than its thermostat by 10,000 K, or a NaN"
+
+    def _forget_trouble(self) -> None:
+        """What a calculator could not do before, and got over, explains nothing that follows."""
+        if isinstance(self.model, CalculatorModel):
+            self.model.forget()
 
     @property
     def _interval(self) -> float:
@@ -136,21 +175,35 @@ class _Going:
     def _start(self) -> Replicas:
         s, runs = self.scenario, self.batch.runs
         relaxed = relax(self.model, [run.molecule for run in runs])
+        self._forget_trouble()
         starts = [
-            distort(
-                run.molecule, x if apart(x) else run.molecule.positions, s.distortion, run.random
-            )
-            for x, run in zip(relaxed, runs, strict=True)
+            self._from(r, x if apart(x) else run.molecule.positions)
+            for r, (x, run) in enumerate(zip(relaxed, runs, strict=True))
         ]
         if s.ensemble == "nvt":
-            return self._replicas(starts, s.friction)
+            replicas = self._replicas(starts, s.friction)
+            replicas.remove(sorted(self.endings))
+            return replicas
         first = self._replicas(starts, FRICTION)
         first.step(round(1000 * EQUILIBRATION / s.timestep))
         fused = {r for r, x in enumerate(first.positions) if not apart(x)}
         now = [starts[r] if r in fused else x for r, x in enumerate(first.positions)]
         replicas = self._replicas(now, None, first.velocities)
-        replicas.remove(sorted({*first.lost, *fused}))
+        replicas.remove(sorted({*first.lost, *fused, *self.endings}))
         return replicas
+
+    def _from(self, r: int, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[N, 3] Å, distorted where the scenario says so. One that cannot be is not simulated."""
+        run, spread = self.batch.runs[r], self.scenario.distortion
+        if not spread:
+            return x
+        try:
+            moved = distort(run.molecule, x, spread, run.random)
+        except UnsupportedSystemError as error:
+            self.endings[r] = START, str(error)
+            return x
+        self.displaced[r] = round(float(np.sqrt(np.mean((moved - x) ** 2))), 5)
+        return moved
 
     def _replicas(
         self,
@@ -178,6 +231,8 @@ class _Going:
             for name, values in self.series.items():
                 content[f"{name} {r}"] = np.array(values[r])
         content |= {"done": self.done, "spent": self.spent + time.process_time()}
+        content["runs"] = np.array([run.key for run in self.batch.runs])
+        content["told"] = np.array(json.dumps([list(self.endings.items()), self.displaced]))
         temporary = self.state.with_name(f".{self.state.name}")
         with temporary.open("wb") as file:
             np.savez(file, **content)
@@ -195,6 +250,9 @@ class _Going:
             self.frames[r] = list(state[f"frames {r}"])
             for name, values in self.series.items():
                 values[r] = state[f"{name} {r}"].tolist()
+        if "told" in state:
+            endings, self.displaced = json.loads(state["told"].item())
+            self.endings = {r: (ending, reason) for r, (ending, reason) in endings}
         self.done = int(state["done"])
         self.spent += float(state["spent"])
         return replicas
@@ -203,6 +261,7 @@ class _Going:
 
     def _record_of(self, r: int) -> Json:
         run, lost = self.batch.runs[r], self.replicas.lost
+        ending, reason = self.endings.get(r, ("", ""))
         told = asdict(run.scenario)
         for name in ("sets", "temperatures", "seeds", "count", "interval"):
             del told[name]
@@ -218,10 +277,12 @@ class _Going:
             "set": run.molecule.set,
             "seed": run.seed,
             "temperature": run.temperature,
+            "displaced": self.displaced[r],
             "interval": self._interval,
             "steps": lost.get(r, self.done * self.scenario.stride),
             "lost": r in lost,
-            "reason": self._reason(r) if r in lost else "",
+            "ending": ending,
+            "reason": reason,
             **{name: [_short(v) for v in self.series[name][r]] for name in _SERIES},
             "last": np.round(self.replicas.positions[r], 4).tolist() if r in lost else None,
             "trajectory": self.folder.trajectory(run.id).name,
@@ -230,71 +291,7 @@ class _Going:
             "cpu_seconds": round(share * (self.spent + time.process_time()), 3),
         }
 
-    def _reason(self, r: int) -> str:
-        if self._pieces(r):
-            return f"in pieces: a bond {PIECES:g} Å longer than at the start"
-        if isinstance(self.model, CalculatorModel) and self.model.trouble:
-            return self.model.trouble
-        return "hotter than its thermostat by 10,000 K, or a NaN"
-
 
 def _short(value: float) -> float | None:
     """Nine digits for JSON; None for what is no number: only where a run was lost at its start."""
     return float(f"{value:.9g}") if np.isfinite(value) else None
-
-
-def relax(model: DeployedModel, molecules: Sequence[Molecule]) -> list[NDArray[np.float64]]:
-    """Geometries [N, 3] Å a little downhill from those given; equal molecules once.
-
-    Raises:
-        UnsupportedSystemError: a calculator that cannot do the geometry as given. A model that
-            falls into a hole on the way down is what the suite is there to see, and no error.
-    """
-    different = list({molecule.key: molecule for molecule in molecules}.values())
-    if isinstance(model, CalculatorModel):
-        for molecule in different:
-            _check_runs(model, molecule)
-    numbers = [molecule.numbers for molecule in different]
-    given = [molecule.positions for molecule in different]
-    replicas = Replicas(model, numbers, given, temperatures=0.0)
-    replicas.minimize(MINIMIZE)
-    found = dict(zip((m.key for m in different), replicas.positions, strict=True))
-    return [found[molecule.key] for molecule in molecules]
-
-
-def _check_runs(model: CalculatorModel, molecule: Molecule) -> None:
-    try:
-        model.evaluate(molecule.numbers, molecule.positions)
-    except Exception as error:  # calculators raise whatever they like
-        raise UnsupportedSystemError(
-            f"{molecule.name}: {model.info.name} cannot do the start geometry "
-            f"({type(error).__name__}: {' '.join(str(error).split())})"
-        ) from error
-
-
-def apart(positions: NDArray[np.float64], closest: float = OVERLAP) -> bool:
-    """Would `Replicas` take such a start? A model without repulsion may fuse atoms in relaxing."""
-    return len(positions) < 2 or bool(pdist(positions).min() > closest)
-
-
-def distort(
-    molecule: Molecule,
-    positions: NDArray[np.float64],
-    spread: float,
-    seed: int,
-    tries: int = 100,
-) -> NDArray[np.float64]:
-    """Positions [N, 3] Å with every coordinate displaced at random, by ``spread`` Å.
-
-    Drawn again, a little smaller each time, while a bond is off by more than 0.3 Å or two atoms
-    come closer than 0.8 Å: from there a hydrogen may fly off by the laws of nature.
-    """
-    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0, 0)))
-    bonds = find_bonds(molecule.numbers, molecule.positions)
-    still = bond_lengths(positions[None], bonds)
-    for attempt in range(tries if spread else 0):
-        moved = positions + 0.98**attempt * spread * rng.standard_normal(positions.shape)
-        strained = np.abs(bond_lengths(moved[None], bonds) - still) > STRAIN
-        if not strained.any() and apart(moved, CLOSEST):
-            return moved
-    return positions.copy()

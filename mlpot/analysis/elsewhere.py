@@ -10,9 +10,13 @@ Json = dict[str, Any]
 
 
 def portable(line: Json) -> bool:
-    """Is a line of ``runs`` in a summary all that another summary needs of that run? Drift and
-    structure need more: series and frames."""
-    return line["ensemble"] != "nve" and line["set"] != "reference"
+    """Is a line of ``runs`` in a summary all that another summary needs of that run?
+
+    Drift and structure need more: series and frames. A run that was judged before the mean bond
+    lengths at 300 K were known needs its frames too, to be judged by them.
+    """
+    measured = line["ensemble"] == "nve" or line["set"] == "reference"
+    return not (measured or line["provisional"])
 
 
 class Elsewhere(NamedTuple):

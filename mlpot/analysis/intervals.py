@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -43,8 +43,8 @@ def bootstrap_mean(groups: Sequence[ArrayLike]) -> Interval:
     The list of molecules is part of a benchmark, so what is uncertain is what another draw of
     seeds would give. Percentile interval; for groups of n, deviations are stretched by
     sqrt(n / (n - 1)), without which few seeds would look too certain, but not beyond the values
-    themselves. Groups of one value tell
-    nothing of their spread: if all are of that kind, values are drawn from all of them together.
+    themselves. Groups of one value tell nothing of their spread: if all are of that kind, values
+    are drawn from all of them together (see `drawn_over`).
 
     Raises:
         ValueError: no values.
@@ -67,6 +67,12 @@ def bootstrap_mean(groups: Sequence[ArrayLike]) -> Interval:
     low, high = np.percentile(sums / total, [tail, 100 - tail])
     least, most = (float(edge(a)) for edge, a in ((np.min, together), (np.max, together)))
     return Interval(mean, max(least, mean + float(low)), min(most, mean + float(high)))
+
+
+def drawn_over(groups: Sequence[Sequence[Any]]) -> str:
+    """What the interval of `bootstrap_mean` is over: ``seeds`` of each molecule, or ``molecules``
+    where each has one seed."""
+    return "molecules" if all(len(g) == 1 for g in groups) else "seeds"
 
 
 def fraction(count: int, of: int) -> Interval:
@@ -109,6 +115,19 @@ def survival(times: ArrayLike, broke: ArrayLike) -> Survival:
         [1.0, *high.tolist()],
         [len(at), *risk],
     )
+
+
+def median(curve: Survival) -> Interval:
+    """Time at which half have broken, and where the band of the curve gets there.
+
+    Infinite where it does not get there, because most were sound to their end.
+    """
+
+    def reaches(probability: Sequence[float]) -> float:
+        at = (t for t, p in zip(curve.times, probability, strict=True) if p <= 0.5)
+        return next(at, np.inf)
+
+    return Interval(reaches(curve.probability), reaches(curve.low), reaches(curve.high))
 
 
 def slope(times: ArrayLike, values: ArrayLike) -> float:

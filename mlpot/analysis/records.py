@@ -6,7 +6,7 @@
       molecules/NAME.pdb     topology of the trajectories of a molecule
       trajectories/ID.xtc    frames of one run, as mdtraj reads them: nm, ps, to 0.01 Å
       references/NAME.npz    positions [F, N, 3] Å of a reference trajectory
-      partial/               states of batches on their way; empty when all is done
+      partial/               states of batches on their way; gone when all is done
       summary.json           what came of it: made from the above by `mlpot.analysis.summary`
 
 Records are JSON objects with a ``kind``:
@@ -14,10 +14,12 @@ Records are JSON objects with a ``kind``:
 run        one simulation. ``id``, ``key`` (hash of all that decides it, but the model),
            ``scenario``, ``molecule``, ``set``, ``seed``, ``temperature`` and ``end_temperature``
            (K; None unless a ramp), ``ensemble``, ``timestep`` (fs), ``friction`` (1/ps),
-           ``distortion`` (Å), ``picoseconds`` asked for, ``interval`` (fs between frames; frame i
-           is at i * interval), ``steps`` done soundly, ``lost`` (the integrator took it out after
-           these), ``reason`` (why, where a calculator said so), ``last`` ([N][3] Å of that last
-           sound step, which falls between frames; None if not lost), series of one value a frame:
+           ``distortion`` (Å) and ``picoseconds`` asked for, ``displaced`` (Å, root mean square of
+           what a distorted start is off by in a coordinate; None for others), ``interval`` (fs
+           between frames; frame i is at i * interval), ``steps`` done soundly, ``lost`` (it was
+           taken out after these), ``ending`` (what for: see `mlpot.analysis.criteria`; "" if not
+           lost) and ``reason`` (the same in words), ``last`` ([N][3] Å of that last sound step,
+           which falls between frames; None if not lost), series of one value a frame:
            ``temperatures`` (K, of the motion), ``thermostat`` (K), ``potential`` and ``kinetic``
            (eV; None in the first frame of a run that was lost at once); ``trajectory`` (file),
            ``engine``, ``dtype``, ``cpu_seconds`` (its share of the batch's CPU time).
@@ -32,7 +34,7 @@ series from the records, worst frames (``summary["runs"][...]["worst_frame"]``) 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,8 @@ class Suite:
         mode: dev, fast, standard, or ``own``.
         runs: keys of the runs that belong to it; others in the records are older.
         others: keys of accuracy and refusal records.
+        jobs: keys of the jobs that were still to be done when the suite was last run; None where
+            that is not known.
         molecules: name -> set, smiles, source, numbers [N], positions [N][3] Å, bonds [B][2].
         skipped: what -> why it is not run.
         machine: processor, threads, versions.
@@ -75,6 +79,7 @@ class Suite:
     molecules: dict[str, Json]
     skipped: dict[str, str]
     machine: Json = field(default_factory=dict)
+    jobs: list[str] | None = None
     version: int = VERSION
 
 
@@ -168,8 +173,13 @@ def records_of(path: Path) -> Iterator[Json]:
         yield from entry.get("result", {}).get("records", [])
 
 
-def failures_of(path: Path) -> dict[str, str]:
-    """Key of a job -> why it failed, for those that have not been done since."""
+def failures_of(path: Path, jobs: Collection[str] | None = None) -> dict[str, str]:
+    """Key of a job -> why it failed, for those that have not been done since.
+
+    Args:
+        path: of the records.
+        jobs: keys of those that count; None takes all, also of jobs that nobody asks for any more.
+    """
     failed: dict[str, str] = {}
     if not path.is_file():
         return failed
@@ -178,7 +188,8 @@ def failures_of(path: Path) -> dict[str, str]:
             failed[entry["key"]] = entry["failed"]
         else:
             failed.pop(entry.get("key", ""), None)
-    return failed
+    wanted = set(failed if jobs is None else jobs)
+    return {key: reason for key, reason in failed.items() if key in wanted}
 
 
 def molecule_json(molecule: Molecule) -> Json:

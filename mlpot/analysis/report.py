@@ -98,8 +98,10 @@ def _rules(side: Side) -> str:
     rules = side.summary["rules"]
     return (
         f"A run is whole until a bond is {rules['bond_departure_A']:g} Å off its mean at "
-        f"{rules['reference_K']:g} K, a hydrogen is more than {rules['lost_hydrogen_A']:g} Å from "
-        f"its atom and stays away, the motion is {rules['explosion_K']:g} K hotter than the "
-        f"thermostat or {rules['explosion_jump']:g} times hotter than a frame before, or a number "
-        "is no longer finite."
+        f"{rules['reference_K']:g} K (or in the reference trajectory, for a molecule that has "
+        f"one), a hydrogen is more than {rules['lost_hydrogen_A']:g} Å from every heavy atom and "
+        f"stays so, the motion is {rules['explosion_K']:g} K hotter than the thermostat or "
+        f"{rules['explosion_jump']:g} times hotter than a frame before, or a number is no longer "
+        "finite. Runs that their calculator ended with an error are not counted, but listed among "
+        "what failed."
     )

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from mlpot.analysis.intervals import survival
 from mlpot.analysis.records import Json
 from mlpot.analysis.report_data import Side, condition, group_name
 from mlpot.analysis.report_page import Figure, axis
+from mlpot.analysis.summary import heated_to
 
 Trace = dict[str, Any]
 
@@ -153,28 +153,19 @@ def with_bars(values: Sequence[Sequence[float | None]], along: str = "y") -> Tra
 
 def ramp_figures(sides: Sequence[Side]) -> list[Figure]:
     """Thermostat at which heated runs broke: the share left, and each molecule."""
-    found = [
-        (i, side, group)
-        for i, side in enumerate(sides)
-        for group in side.summary["groups"]
-        if group["end_temperature"] is not None
-    ]
+    found = [(i, side, ramp) for i, side in enumerate(sides) for ramp in side.summary["ramp"]]
     if not found:
         return []
     curves: list[Trace] = []
     points: list[Trace] = []
-    for i, side, group in found:
+    for i, side, ramp in found:
         label = side.label
         if sum(other is side for _, other, _ in found) > 1:
-            label += f", {condition(group)} in {group['picoseconds']:g} ps"
-        heated = _heated(side, group)
-        # by the same estimator as time, whose censoring is that of a ramp that ended whole
-        curve = survival([k for _, k, _ in heated], [broke for _, _, broke in heated])._asdict()
-        curve["times"][0] = group["temperature"]
-        curves += curve_traces(curve, label, i, "K")
-        points.append(_strip(heated, label, i))
-    least = min(group["temperature"] for _, _, group in found)
-    most = max(group["end_temperature"] for _, _, group in found)
+            label += f", {ramp['from']:g} to {ramp['to']:g} K in {ramp['picoseconds']:g} ps"
+        curves += curve_traces(ramp["survival"], label, i, "K")
+        points.append(_strip(_heated(side, ramp), label, i))
+    least = min(ramp["from"] for _, _, ramp in found)
+    most = max(ramp["to"] for _, _, ramp in found)
     pad = 0.03 * (most - least)
     x = axis("thermostat, K", range=[least - pad, most + pad])
     height = 120 + 18 * len({name for trace in points for name in trace["y"]})
@@ -186,16 +177,11 @@ def ramp_figures(sides: Sequence[Side]) -> list[Figure]:
     ]
 
 
-def _heated(side: Side, group: Json) -> list[tuple[str, float, bool]]:
+def _heated(side: Side, ramp: Json) -> list[tuple[str, float, bool]]:
     """(molecule, K of the thermostat at its end, whether it broke) of the runs of a ramp."""
-    same = ("scenario", "temperature", "end_temperature", "picoseconds", "timestep", "distortion")
-    rise, found = group["end_temperature"] - group["temperature"], []
-    for run in side.summary["runs"]:
-        record = side.records[run["key"]]
-        if all(record[k] == group[k] for k in same):
-            way = min(1.0, run["stable_ps"] / group["picoseconds"])
-            found.append((run["molecule"], group["temperature"] + way * rise, run["broke"]))
-    return found
+    same = {name: ramp[name] for name in ("picoseconds", "timestep", "distortion")}
+    runs = side.runs(temperature=ramp["from"], end_temperature=ramp["to"], **same)
+    return [(run["molecule"], heated_to(run), run["broke"]) for run in runs]
 
 
 def _strip(heated: Sequence[tuple[str, float, bool]], label: str, i: int) -> Trace:

@@ -7,7 +7,7 @@ from ase.data import chemical_symbols, covalent_radii
 from ase.data.colors import jmol_colors
 from numpy.typing import NDArray
 
-from mlpot.analysis.criteria import bond_lengths, bond_name
+from mlpot.analysis.criteria import INTEGRATOR, PIECES, bond_lengths, bond_name
 from mlpot.analysis.records import Json
 from mlpot.analysis.report_data import Side, group_name
 from mlpot.analysis.report_figures import REFERENCE, Trace
@@ -34,7 +34,8 @@ def worst_frames(sides: Sequence[Side]) -> Viewer | None:
         return None
     caption = (
         "Of each molecule the run that broke first, or else the one with a bond furthest from its "
-        "mean; that bond is red. Turn with a finger or the mouse. Elements as in Jmol."
+        "mean; that bond is red. Turn it with the mouse, or with a finger after a tap. Elements as "
+        "in Jmol."
     )
     return Viewer("Frame", choices, caption)
 
@@ -52,7 +53,7 @@ def _badness(run: Json, side: Side) -> tuple[bool, float, float]:
 def _frame(run: Json, side: Side, several: bool) -> Figure:
     name, record = run["molecule"], side.records[run["key"]]
     numbers, bonds = side.numbers(name), side.bonds(name)
-    if run["cause"] == "integrator":  # lost between frames: what came last tells more
+    if run["cause"] in (INTEGRATOR, PIECES):  # lost between frames: what came last tells more
         x = np.array(record["last"], dtype=np.float64)
         given = bond_lengths(np.array(side.suite.molecules[name]["positions"])[None], bonds)
         off = np.abs(bond_lengths(x[None], bonds) - given)[0]

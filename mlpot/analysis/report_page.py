@@ -148,7 +148,8 @@ def _viewer(viewer: Viewer, figures: list[Figure]) -> str:
     title = escape(viewer.title)
     return (
         f'<figure class="viewer"><label>{title} <select>{options}</select></label>'
-        f'<div class="plot tall" data-figure="{first}" role="img" aria-label="{title}"></div>'
+        '<div class="stage">'
+        f'<div class="plot tall" data-figure="{first}" role="img" aria-label="{title}"></div></div>'
         f"<figcaption>{escape(viewer.caption)}</figcaption></figure>"
     )
 

@@ -7,6 +7,19 @@ from mlpot.analysis.records import Json
 from mlpot.analysis.report_data import Side, group_name, interval
 from mlpot.analysis.report_frames import worst_run
 from mlpot.analysis.report_page import Table
+from mlpot.analysis.words import (
+    DRIFT,
+    INTERVALS,
+    MEDIAN,
+    RULES,
+    judged_otherwise,
+    largest_words,
+    marked,
+    median_words,
+    start_words,
+    unfinished,
+    what_broke,
+)
 
 Row = tuple[str, ...]
 
@@ -19,16 +32,19 @@ def stability_table(sides: Sequence[Side]) -> Table:
             key = (group_name(g), f"{g['picoseconds']:g}")
             rows.setdefault(key, []).append((side.label, g))
     uneven = any(len({frozenset(g["molecules"]) for _, g in found}) > 1 for found in rows.values())
-    note = "Models were not run on the same molecules everywhere: see what was left out."
+    others = " Models were not run on the same molecules everywhere: see what was left out."
+    starts = [f" {side.label}, {words}." for side in sides for words in start_words(side.summary)]
+    columns = ("simulation", "ps", "model", "whole", "share, %", "stable time, ps")
+    rules = ("bonds hold, ps", "H lost", "exploded")
     return Table(
         "How long simulations stay whole, with 95 % intervals",
-        ("simulation", "ps", "model", "whole", "share, %", "stable time, ps", "broken by"),
+        (*columns, *rules, "broken by"),
         [
             (name, ps, label, *_group_cells(g))
             for (name, ps), found in rows.items()
             for label, g in found
         ],
-        note if uneven else "",
+        "".join([INTERVALS, f" {RULES}", *starts, others if uneven else ""]),
         prose=True,
     )
 
@@ -36,7 +52,9 @@ def stability_table(sides: Sequence[Side]) -> Table:
 def _group_cells(g: Json) -> tuple[str, ...]:
     causes = ", ".join(f"{cause} {count}" for cause, count in g["causes"].items())
     share = interval([None if v is None else 100 * v for v in g["fraction"]])
-    return f"{g['sound']} of {g['runs']}", share, interval(g["stable_ps"]), causes or "–"
+    times = (marked(interval(g[name]), g, name) for name in ("stable_ps", "bond_ps"))
+    counts = (str(g[name]) for name in ("lost_hydrogen", "exploded"))
+    return f"{g['sound']} of {g['runs']}", share, *times, *counts, causes or "–"
 
 
 def molecule_table(sides: Sequence[Side]) -> Table:
@@ -58,7 +76,7 @@ def _molecule_cells(side: Side, name: str) -> tuple[str, str, str]:
     whole = sum(not run["broke"] for run in runs)
     what = group_name(side.records[worst["key"]])
     if worst["broke"]:
-        what += f": {worst['cause']} at {worst['stable_ps']:.3g} ps"
+        what += f": {worst['stable_ps']:.3g} ps, {what_broke(worst)}"
     departure = f"{worst['worst_departure']:.2f} ({worst['worst_bond'] or 'no bond'})"
     return f"{whole} of {len(runs)}", what, departure
 
@@ -84,14 +102,15 @@ def ramp_table(sides: Sequence[Side]) -> Table | None:
             f"{r['from']:g} to {r['to']:g} K in {r['picoseconds']:g} ps",
             side.label,
             f"{len(r['broke'])} of {r['runs']}",
-            interval(r["mean"], "{:.0f}"),
+            median_words(r),
             f"{100 * r['completed']:.0f}",
         )
         for side in sides
         for r in side.summary["ramp"]
     ]
-    columns = ("heated", "model", "broke", "at, K", "of the way, %")
-    return Table("Temperature at which runs broke", columns, _adjacent(rows)) if rows else None
+    columns = ("heated", "model", "broke", "median, K", "of the way, %")
+    title = "Temperature at which runs broke"
+    return Table(title, columns, _adjacent(rows), MEDIAN) if rows else None
 
 
 def drift_table(sides: Sequence[Side]) -> Table | None:
@@ -101,8 +120,9 @@ def drift_table(sides: Sequence[Side]) -> Table | None:
             side.label,
             d["dtype"],
             interval(d["drift"], "{:+.3g}"),
+            largest_words(d),
             "–" if d["scatter"] is None else f"{d['scatter']:.3f}",
-            str(sum(len(m["values"]) for m in d["molecules"].values())),
+            f"{d['broke']} of {d['runs']}",
         )
         for side in sides
         for d in side.summary["drift"]
@@ -112,14 +132,12 @@ def drift_table(sides: Sequence[Side]) -> Table | None:
         "model",
         "precision",
         "drift, meV/atom/ps",
+        "largest of a molecule",
         "scatter, meV/atom",
-        "runs",
+        "broke",
     )
-    return (
-        Table("Constant energy, with 95 % intervals over runs", columns, _adjacent(rows))
-        if rows
-        else None
-    )
+    title = "Constant energy, with 95 % intervals"
+    return Table(title, columns, _adjacent(rows), DRIFT) if rows else None
 
 
 def structure_table(sides: Sequence[Side]) -> Table | None:
@@ -165,16 +183,18 @@ def accuracy_table(sides: Sequence[Side]) -> Table | None:
 
 
 def left_out_table(sides: Sequence[Side]) -> Table | None:
-    """Skipped, failed, and not done yet."""
+    """Skipped, failed, not judged, and not done yet."""
     rows = []
     for side in sides:
         s = side.summary
         rows += [(what, side.label, why) for what, why in s["skipped"].items()]
         rows += [("failed", side.label, why) for why in sorted(set(s["failed"].values()))]
+        rows += [(what, side.label, why) for what, why in judged_otherwise(s)]
         if s["missing"]:
-            again = "the same command goes on"
+            again = unfinished(s)
             rows.append(("unfinished", side.label, f"{s['missing']} runs to be done; {again}"))
-    return Table("Not run", ("what", "model", "why"), rows, prose=True) if rows else None
+    title = "Not run, or not judged as the others"
+    return Table(title, ("what", "model", "why"), rows, prose=True) if rows else None
 
 
 def refusal_table(sides: Sequence[Side]) -> Table | None:

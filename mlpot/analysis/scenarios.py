@@ -179,7 +179,7 @@ MODES: dict[str, tuple[Scenario, ...]] = {
     "standard": (
         Scenario("ladder", _MAIN, (300.0, 500.0, 1000.0), 20.0, 3, timestep=1.0),
         Scenario("ladder", _MAIN, (800.0, 1200.0), 10.0, timestep=1.0),
-        Scenario("long", _MAIN, (300.0,), 200.0, timestep=1.0, interval=100.0, count=5),
+        Scenario("long", _MAIN, (300.0,), 200.0, timestep=1.0, count=5),
         Scenario("ramp", _MAIN, (300.0,), 10.0, end_temperature=3000.0),
         *_nve(5.0, 2, 0.25, 0.5, 1.0),
         Scenario("distorted", _MAIN, (300.0,), 5.0, timestep=1.0, distortion=0.05),

@@ -1,7 +1,6 @@
 """Run a suite: many simulations of many molecules, each once, whatever interrupts it."""
 
 import platform
-import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,8 @@ from numpy.typing import NDArray
 
 from mlpot import __version__
 from mlpot.analysis.accuracy import Accuracy, run_accuracy
-from mlpot.analysis.batch import Batch, batches, run_batch
+from mlpot.analysis.batch import Batch, batches, run_batch, runs_of_state
+from mlpot.analysis.criteria import FAILURES
 from mlpot.analysis.molecules import Molecule
 from mlpot.analysis.records import (
     Folder,
@@ -96,7 +96,7 @@ def run(
     """Do what has not been done yet, and leave it in a folder (see `mlpot.analysis.records`).
 
     A run that is in the records is never done again, and one that was on its way goes on from
-    its last state, a minute old at most.
+    its last state, a minute old at most. States of runs that are left for later are kept.
 
     Args:
         subject: what is tested.
@@ -104,7 +104,8 @@ def run(
         out: folder; on a cluster, one that all workers see.
         workers: local processes; 0 runs in this one, with torch's own number of threads.
         scheduler: address of a dask scheduler to use instead.
-        retry: do again what has failed (a calculator that could not do a start geometry).
+        retry: do again what has failed (a calculator that could not do a start geometry, or that
+            raised on the way), from its start.
         elsewhere: keys of runs that another machine has done, which are left out here (see
             `mlpot.analysis.elsewhere`).
         only: names of scenarios to simulate now; the rest of the suite stays to be done.
@@ -120,10 +121,12 @@ def run(
         known = ", ".join(sorted({s.name for s in content.scenarios}))
         raise InputError(f"no scenario is named {', '.join(sorted(unknown))}; there are {known}")
     folder = Folder(Path(out).absolute())
-    runs, others = _begin(subject, content, folder)
+    records = folder.records()
+    done = {r["key"] for r in records if not (retry and r.get("ending") in FAILURES)}
+    done |= set(elsewhere)
+    runs, others = _begin(subject, content, folder, done)
     if only:
         runs, others = [run for run in runs if run.scenario.name in only], []
-    done = {record["key"] for record in folder.records()} | set(elsewhere)
     failed = {} if retry else failures_of(folder.records_file)
     jobs = list(_jobs(subject, runs, others, folder, done))
     todo = {job.key: job for job in jobs if job is not None and job.key not in failed}
@@ -132,14 +135,28 @@ def run(
     on_start(len(jobs), len(jobs) - len(todo))
     with folder.store() as store:
         run_jobs(work, todo, store, workers=workers, scheduler=scheduler, on_result=on_result)
-    shutil.rmtree(folder.path / "partial", ignore_errors=True)
+        _clear(folder, {record["key"] for record in folder.records()} | set(elsewhere))
     return folder
 
 
+def _clear(folder: Folder, done: set[str]) -> None:
+    """Remove states of batches that are done, and of no other: hours of a scenario that was left
+    for later may be in one."""
+    partial = folder.path / "partial"
+    for path in partial.glob(".*"):  # a kill has cut these
+        path.unlink()
+    for path in partial.glob("*.npz"):
+        runs = runs_of_state(path)
+        if runs and runs <= done:
+            path.unlink()
+    if not any(partial.iterdir()):
+        partial.rmdir()
+
+
 def _begin(
-    subject: Subject, content: Content, folder: Folder
+    subject: Subject, content: Content, folder: Folder, done: set[str]
 ) -> tuple[list[Planned], list[Refusal | Accuracy]]:
-    """What there is to do, once the folder has been claimed for it."""
+    """What the suite consists of, once the folder has been claimed for it."""
     molecules, skipped = _covered(subject, content.molecules)
     runs = _plan(content, molecules)
     if not runs:
@@ -148,6 +165,7 @@ def _begin(
     others: list[Refusal | Accuracy] = [*_refusals(subject)]
     others += _accuracies(subject, content.accuracy or {}, skipped)
     used = {run.molecule.name: run.molecule for run in runs}
+    jobs = _jobs(subject, runs, others, folder, done)
     folder.begin(
         Suite(
             model=subject.name,
@@ -158,6 +176,7 @@ def _begin(
             molecules={name: molecule_json(m) for name, m in used.items()},
             skipped={**(content.skipped or {}), **skipped},
             machine=machine(subject),
+            jobs=[job.key for job in jobs if job is not None],
         )
     )
     _write_inputs(folder, used, content.references or {})

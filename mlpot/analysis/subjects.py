@@ -17,7 +17,7 @@ from mlpot.data.record import Record
 from mlpot.deploy.engines import DeployedModel
 from mlpot.deploy.load import load
 from mlpot.deploy.metadata import check_system
-from mlpot.errors import UnknownModelError, UnsupportedSystemError
+from mlpot.errors import InputError, UnknownModelError, UnsupportedSystemError
 from mlpot.graph import Graph
 from mlpot.models.checkpoint import ModelInfo
 from mlpot.models.potential import Prediction
@@ -102,7 +102,12 @@ class CalculatorModel(DeployedModel):
     """An ASE calculator behind the interface of a deployed model: one structure after another.
 
     A structure that the calculator raises for, or gives no finite numbers for, has NaN energy
-    and forces, so that `Replicas` takes it out; ``trouble`` says why.
+    and forces, so that `Replicas` takes it out.
+
+    Attributes:
+        trouble: why, in words, of the last such structure since `forget`; "" if there was none.
+        failed: whether the calculator raised an exception of its own. Else it gave an answer, if
+            no number, or the structure was one that no potential can be asked for.
     """
 
     def __init__(self, how: Labeller):
@@ -114,7 +119,10 @@ class CalculatorModel(DeployedModel):
         )
         super().__init__(self._predict, info, "ase", torch.float64)
         self.labeller = how
-        self.trouble = ""
+        self.forget()
+
+    def forget(self) -> None:
+        self.trouble, self.failed = "", False
 
     def evaluate(
         self, numbers: NDArray[np.int64], positions: NDArray[np.float64]
@@ -136,6 +144,8 @@ class CalculatorModel(DeployedModel):
                 energy[b], forces[atoms] = self.evaluate(numbers[atoms], positions[atoms])
             except Exception as error:  # far from a minimum calculators raise whatever they like
                 self.trouble = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+                # ours: no finite numbers, or atoms on top of each other
+                self.failed = not isinstance(error, InputError)
         e = torch.from_numpy(energy)
         return Prediction(e, torch.from_numpy(forces), torch.zeros_like(graph.cell), e)
 

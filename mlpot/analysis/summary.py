@@ -1,37 +1,28 @@
 """From records and trajectories to numbers: cheap, and the same every time it is done."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mlpot.analysis import criteria
-from mlpot.analysis.criteria import Verdict, bond_lengths, first_broken, judge
 from mlpot.analysis.elsewhere import Elsewhere
 from mlpot.analysis.intervals import (
     Interval,
     bootstrap_mean,
+    drawn_over,
     fraction,
+    median,
     slope,
     survival,
     t_mean,
 )
-from mlpot.analysis.records import Folder, Json, Suite, failures_of, read_trajectory, write_json
+from mlpot.analysis.lengths import Lengths
+from mlpot.analysis.records import Folder, Json, Suite, failures_of, write_json
 from mlpot.analysis.structure import agreement, distributions
-from mlpot.errors import DataError
-
-#: K, at which mean bond lengths are those that bonds are compared with
-ROOM = 300.0
-
-#: ps that a distorted start has to get its bonds right
-SETTLING = 0.1
-
-#: frames that such a mean needs
-ENOUGH = 10
+from mlpot.analysis.verdicts import ROOM, SETTLING, Judged, judge_runs
 
 #: what makes runs one row of a table
 _GROUP = (
@@ -45,24 +36,6 @@ _GROUP = (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class _Judged:
-    """A run with its frames and what came of it."""
-
-    record: Json
-    positions: NDArray[np.float32]  # [F, N, 3] Å
-    verdict: Verdict
-
-    @property
-    def sound(self) -> slice:
-        """Frames before the first rule was broken."""
-        frames = len(self.positions)
-        if self.verdict.broke:
-            times = _times(self.record, frames)
-            frames = int(np.searchsorted(times, self.verdict.stable_ps))
-        return slice(0, frames)
-
-
 def analyze(out: str | Path, elsewhere: Elsewhere | None = None) -> Json:
     """Apply the rules to all runs, and write ``summary.json``.
 
@@ -72,13 +45,15 @@ def analyze(out: str | Path, elsewhere: Elsewhere | None = None) -> Json:
             does not ask for are passed over; all runs here are judged by the same lengths.
 
     Its parts: ``model``, ``mode``, ``machine``, ``rules`` (their thresholds), ``skipped``,
-    ``failed``, ``missing`` (planned runs without a record), ``core_hours``; ``groups`` (one for
-    each scenario, temperature, time step and distortion: share of sound runs and stable
-    picoseconds with intervals, Kaplan-Meier curve, causes, and one row a molecule), ``ramp``
-    (thermostat at which runs broke), ``drift`` (meV/atom/ps), ``structure``, ``accuracy``,
-    ``refusals``, ``runs`` (one line each, with its worst frame), and ``lengths`` (Å, that bonds of
-    a molecule were compared with). Intervals are [value, low, high], 95 %; None where there is
-    none.
+    ``failed`` (why, of jobs that failed and runs that their calculator ended), ``missing``
+    (planned runs without a verdict), ``core_hours``; ``groups`` (one for each scenario,
+    temperature, time step and distortion: see `_group`), ``ramp`` (thermostat at which runs
+    broke), ``drift`` (meV/atom/ps), ``structure``, ``accuracy``, ``refusals``, ``runs`` (one line
+    each, with its worst frame; those that failed are left out), ``lengths`` (Å, mean over runs at
+    300 K that bonds of a molecule were compared with, where there is one), ``provisional`` (runs
+    that were judged without such a mean), and ``mobile`` (bonds of a molecule that are not judged,
+    because they open in its reference trajectory). Intervals are [value, low, high], 95 %; None
+    where there is none.
 
     Raises:
         DataError: the folder holds no suite, a trajectory is missing, or what was done elsewhere
@@ -86,22 +61,31 @@ def analyze(out: str | Path, elsewhere: Elsewhere | None = None) -> Json:
     """
     folder = Folder(out)
     suite = folder.suite()
-    latest = {record["key"]: record for record in folder.records()}
-    records = [latest[key] for key in suite.runs if key in latest]
     elsewhere = elsewhere or Elsewhere()
     elsewhere.check(_rules())
-    judged, lengths = _judge(folder, suite, records, elsewhere.lengths)
-    lines = [_line(one) for one in judged] + elsewhere.asked(set(suite.runs) - set(latest))
-    groups = _grouped(lines)
+    summary = _json(_sum(folder, suite, elsewhere))
+    write_json(folder.summary_file, summary)
+    return summary
+
+
+def _sum(folder: Folder, suite: Suite, elsewhere: Elsewhere) -> Json:
+    latest = {record["key"]: record for record in folder.records()}
+    records = [latest[key] for key in suite.runs if key in latest]
     others = [latest[key] for key in suite.others if key in latest]
-    summary = {
+    everything, lengths = judge_runs(folder, suite, records, elsewhere.lengths)
+    judged = [one for one in everything if not one.failed]
+    failed = {one.record["key"]: _why(one.record) for one in everything if one.failed}
+    here = [_line(one) for one in judged]
+    lines = here + elsewhere.asked(set(suite.runs) - {one["key"] for one in here})
+    groups = _grouped(lines)
+    return {
         "version": suite.version,
         "model": suite.model,
         "mode": suite.mode,
         "machine": suite.machine,
         "rules": _rules(),
         "skipped": suite.skipped,
-        "failed": failures_of(folder.records_file),
+        "failed": {**failures_of(folder.records_file, suite.jobs), **failed},
         "missing": len(suite.runs) - len(lines),
         "core_hours": _core_hours(lines),
         "groups": [_group(runs) for runs in groups.values()],
@@ -111,11 +95,10 @@ def analyze(out: str | Path, elsewhere: Elsewhere | None = None) -> Json:
         "accuracy": [_without(r, "energies", "forces") for r in others if r["kind"] == "accuracy"],
         "refusals": [r for r in others if r["kind"] == "refusal"],
         "runs": lines,
-        "lengths": {name: mean.tolist() for name, mean in lengths.items()},
+        "lengths": {n: of.mean.tolist() for n, of in lengths.items() if _kept(suite, n, of)},
+        "provisional": sum(one["provisional"] for one in lines),
+        "mobile": {name: of.mobile for name, of in lengths.items() if of.mobile},
     }
-    summary = _json(summary)
-    write_json(folder.summary_file, summary)
-    return summary
 
 
 def _rules() -> Json:
@@ -130,79 +113,22 @@ def _rules() -> Json:
     }
 
 
-# --- one run -------------------------------------------------------------------------------------
+def _kept(suite: Suite, name: str, lengths: Lengths) -> bool:
+    """Is it a mean at 300 K? A reference brings its own, wherever it is."""
+    return lengths.final and suite.molecules[name]["set"] != "reference"
 
 
-def _judge(
-    folder: Folder, suite: Suite, records: Sequence[Json], known: Mapping[str, Sequence[float]]
-) -> tuple[list[_Judged], dict[str, NDArray[np.float64]]]:
-    """Runs with their verdicts, and the lengths that bonds were compared with: ``known`` ones
-    where there are."""
-    found, lengths = [], {}
-    for name, molecule in suite.molecules.items():
-        mine = [r for r in records if r["molecule"] == name]
-        frames = [_frames(folder, record) for record in mine]
-        numbers = np.array(molecule["numbers"])
-        bonds = np.array(molecule["bonds"], dtype=np.int64).reshape(-1, 2)
-        given = bond_lengths(np.array(molecule["positions"])[None], bonds)[0]
-        reference = (
-            np.array(known[name])
-            if name in known
-            else _reference_lengths(mine, frames, bonds, given)
-        )
-        lengths[name] = reference
-        for record, positions in zip(mine, frames, strict=True):
-            verdict = judge(
-                numbers,
-                bonds,
-                reference,
-                positions,
-                np.array(record["temperatures"], dtype=np.float64),
-                np.array(record["thermostat"]),
-                _times(record, len(positions)),
-                end=record["steps"] * record["timestep"] / 1000,
-                lost=record["lost"],
-                settled=SETTLING if record["distortion"] else 0.0,
-            )
-            found.append(_Judged(record, positions, verdict))
-    return found, lengths
-
-
-def _frames(folder: Folder, record: Json) -> NDArray[np.float32]:
-    path = folder.trajectory(record["id"])
-    if not path.is_file():
-        raise DataError(
-            f"{path} is missing, and {folder.records_file.name} has a record of it. Put it back, "
-            "or run the suite again in another folder"
-        )
-    return read_trajectory(path)
-
-
-def _times(record: Json, frames: int) -> NDArray[np.float64]:
-    return np.arange(frames) * record["interval"] / 1000
-
-
-def _reference_lengths(
-    records: Sequence[Json],
-    frames: Sequence[NDArray[np.float32]],
-    bonds: NDArray[np.int64],
-    given: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """[B] Å: mean over the model's own runs at 300 K while they are whole; without such runs, the
-    geometry as it was given. (Two means differ by hundredths of an Å, the threshold is 0.5.)"""
-    whole = []
-    for record, positions in zip(records, frames, strict=True):
-        still = record["temperature"] == ROOM and record["end_temperature"] is None
-        if still and not record["distortion"] and record["ensemble"] == "nvt":
-            lengths = bond_lengths(positions, bonds)
-            whole.append(lengths[: first_broken(lengths, given)])
-    together = np.concatenate([np.empty((0, len(bonds))), *whole])
-    return together.mean(axis=0) if len(together) >= ENOUGH else given
-
-
-def _line(one: _Judged) -> Json:
+def _line(one: Judged) -> Json:
     keep = ("id", "key", "molecule", "set", "seed", *_GROUP, "trajectory", "reason", "cpu_seconds")
-    return {**{name: one.record[name] for name in keep}, **one.verdict._asdict()}
+    told = {name: one.record[name] for name in keep}
+    told |= {"displaced": one.record.get("displaced"), "provisional": not one.final}
+    return {**told, **one.verdict._asdict()}
+
+
+def _why(record: Json) -> str:
+    """Of a run that failed; one text for all seeds, so that a list of them is short."""
+    what = f"{record['scenario']} of {record['molecule']} at {record['temperature']:g} K"
+    return f"{what}: {record['reason']}"
 
 
 # --- many runs -----------------------------------------------------------------------------------
@@ -216,18 +142,23 @@ def _grouped(lines: Sequence[Json]) -> dict[tuple, list[Json]]:
 
 
 def _group(runs: Sequence[Json]) -> Json:
+    """Of runs of one kind, besides what they share (`_GROUP`) and the numbers of `_row`:
+    ``survival`` (Kaplan-Meier, ps), ``causes`` (of breaks: how many), ``worst`` (Å, furthest
+    departure of a bond), ``displaced`` (Å, mean over runs of what a start was really off by),
+    ``cpu_seconds``, and a `_row` for each of ``molecules``."""
     by_molecule: dict[str, list[Json]] = defaultdict(list)
     for one in runs:
         by_molecule[one["molecule"]].append(one)
-    rows = {name: _row([members]) for name, members in by_molecule.items()}
+    off = [one["displaced"] for one in runs if one["displaced"] is not None]
     return {
         **{name: runs[0][name] for name in _GROUP},
         **_row(list(by_molecule.values())),
         "survival": survival([one["stable_ps"] for one in runs], [one["broke"] for one in runs]),
         "causes": dict(Counter(one["cause"].split()[0] for one in runs if one["broke"])),
         "worst": _worst(runs),
+        "displaced": float(np.mean(off)) if off else None,
         "cpu_seconds": sum(one["cpu_seconds"] for one in runs),
-        "molecules": rows,
+        "molecules": {name: _row([members]) for name, members in by_molecule.items()},
     }
 
 
@@ -238,6 +169,9 @@ def _worst(runs: Sequence[Json]) -> float:
 
 
 def _row(by_molecule: Sequence[Sequence[Json]]) -> Json:
+    """``runs``, ``sound`` (of them, by all rules), ``fraction`` (that share), ``stable_ps``; and
+    rule by rule ``bond_ps`` (until a bond broke, or the end), ``lost_hydrogen`` and ``exploded``
+    (how many runs). ``over``: what intervals of picoseconds are drawn over."""
     runs = [one for members in by_molecule for one in members]
     whole = sum(not one["broke"] for one in runs)
     return {
@@ -245,45 +179,68 @@ def _row(by_molecule: Sequence[Sequence[Json]]) -> Json:
         "sound": whole,
         "fraction": fraction(whole, len(runs)),
         "stable_ps": bootstrap_mean([[o["stable_ps"] for o in m] for m in by_molecule]),
+        "bond_ps": bootstrap_mean([[_until(o, "bond_ps") for o in m] for m in by_molecule]),
+        "lost_hydrogen": sum(one["hydrogen_ps"] is not None for one in runs),
+        "exploded": sum(one["explosion_ps"] is not None for one in runs),
+        "over": drawn_over(by_molecule),
     }
 
 
+def _until(run: Json, rule: str) -> float:
+    return run["end_ps"] if run[rule] is None else run[rule]
+
+
 def _ramp(runs: Sequence[Json]) -> Json:
-    """Thermostat (K) at which runs broke; those that did not are left out, and counted."""
-    broke = {}
-    for one in runs:
-        if one["broke"]:
-            way = min(1.0, one["stable_ps"] / one["picoseconds"])
-            kelvin = one["temperature"] + way * (one["end_temperature"] - one["temperature"])
-            broke[f"{one['molecule']}, seed {one['seed']}"] = kelvin
+    """Thermostat (K) at which runs broke: ``broke`` (run -> K), and by the estimator of survival,
+    to which runs that reached the end whole count as watched until then, ``survival`` over K and
+    its ``median``. ``completed``: mean share of the way, until a break or the end."""
+    kelvin, first = [heated_to(one) for one in runs], runs[0]
+    curve = survival(kelvin, [one["broke"] for one in runs])
+    curve.times[0] = first["temperature"]
     return {
-        "from": runs[0]["temperature"],
-        "to": runs[0]["end_temperature"],
-        "picoseconds": runs[0]["picoseconds"],
+        "from": first["temperature"],
+        "to": first["end_temperature"],
+        **{name: first[name] for name in ("picoseconds", "timestep", "distortion")},
         "runs": len(runs),
-        "broke": broke,
-        "mean": bootstrap_mean([list(broke.values())]) if broke else None,
+        "broke": {
+            f"{one['molecule']}, seed {one['seed']}": k
+            for one, k in zip(runs, kelvin, strict=True)
+            if one["broke"]
+        },
+        "survival": curve,
+        "median": median(curve),
         "completed": float(
             np.mean([min(1.0, one["stable_ps"] / one["picoseconds"]) for one in runs])
         ),
     }
 
 
-def _of_constant_energy(judged: Sequence[_Judged]) -> list[list[_Judged]]:
-    groups: dict[tuple, list[_Judged]] = defaultdict(list)
+def heated_to(run: Json) -> float:
+    """K of the thermostat where a run of a ramp broke, or at its end."""
+    way = min(1.0, run["stable_ps"] / run["picoseconds"])
+    return run["temperature"] + way * (run["end_temperature"] - run["temperature"])
+
+
+def _of_constant_energy(judged: Sequence[Judged]) -> list[list[Judged]]:
+    groups: dict[tuple, list[Judged]] = defaultdict(list)
     for one in judged:
         if one.record["ensemble"] == "nve":
             groups[tuple(one.record[name] for name in _GROUP)].append(one)
     return list(groups.values())
 
 
-def _drift(runs: Sequence[_Judged]) -> Json:
-    """Slope of the total energy, meV/atom/ps, and its scatter about the line, meV/atom."""
+def _drift(runs: Sequence[Judged]) -> Json:
+    """Slope of the total energy, meV/atom/ps, and its scatter about the line, meV/atom.
+
+    Of a run that broke, only the part before counts, which may look as good as any: so ``broke``
+    says how many did, of all ``runs``. ``largest``: the molecule whose mean drift is furthest
+    from 0, as many molecules may hide one.
+    """
     drifts: dict[str, list[float]] = defaultdict(list)
     scatter = []
     for one in runs:
         r, part = one.record, one.sound
-        time = _times(r, len(one.positions))[part]
+        time = one.times[part]
         potential, kinetic = (np.array(r[k], dtype=np.float64) for k in ("potential", "kinetic"))
         energy = (potential + kinetic)[part]
         if len(time) < 3:  # broke at once: no line to speak of
@@ -293,19 +250,21 @@ def _drift(runs: Sequence[_Judged]) -> Json:
         drifts[r["molecule"]].append(rate)
         scatter.append(float(np.std(energy - rate * time)))
     everything = [rate for rates in drifts.values() for rate in rates]
+    means = {name: float(np.mean(rates)) for name, rates in drifts.items()}
+    worst = max(means, key=lambda name: abs(means[name]), default=None)
     r = runs[0].record
     return {
-        "timestep": r["timestep"],
-        "dtype": r["dtype"],
-        "picoseconds": r["picoseconds"],
-        "temperature": r["temperature"],
+        **{name: r[name] for name in ("timestep", "dtype", "picoseconds", "temperature")},
+        "runs": len(runs),
+        "broke": sum(one.verdict.broke for one in runs),
         "drift": t_mean(everything) if everything else None,
         "scatter": float(np.mean(scatter)) if scatter else None,
+        "largest": None if worst is None else {"molecule": worst, "drift": means[worst]},
         "molecules": {name: {"values": v, "drift": t_mean(v)} for name, v in drifts.items()},
     }
 
 
-def _structure(folder: Folder, suite: Suite, judged: Sequence[_Judged]) -> list[Json]:
+def _structure(folder: Folder, suite: Suite, judged: Sequence[Judged]) -> list[Json]:
     """Agreement with reference trajectories, of the sound part of each run (mean over seeds)."""
     found = []
     for name, molecule in suite.molecules.items():

@@ -205,17 +205,32 @@ def _reference(path: Path, temperature: float) -> "tuple[Molecule, Reference]":
 
 def show(summary: dict[str, Any]) -> None:
     """Print a summary as tables."""
+    from mlpot.analysis.words import DRIFT, INTERVALS, MEDIAN, RULES, start_words, what_broke
+
     screen = console()
-    for table in (_runs(summary), _drift(summary), _structure(summary), _accuracy(summary)):
+    shown = (
+        (_runs(summary), INTERVALS),
+        (_rules(summary), RULES),
+        (_drift(summary), DRIFT),
+        (_structure(summary), ""),
+        (_accuracy(summary), ""),
+    )
+    for table, note in shown:
         if table.row_count:
             screen.print(table)
+            if note:
+                aside(note)
     for ramp in summary["ramp"]:
         say(_ramp(ramp))
+    if summary["ramp"]:
+        aside(MEDIAN)
+    for words in start_words(summary):
+        say(words)
     broken = [run for run in summary["runs"] if run["broke"]]
     for run in sorted(broken, key=lambda run: run["stable_ps"])[:5]:
         say(
             f"broke: {run['molecule']} ({run['scenario']}, {run['temperature']:g} K) at "
-            f"{run['stable_ps']:.3f} ps, {run['cause']}; frame {run['worst_frame']} of "
+            f"{run['stable_ps']:.3f} ps, {what_broke(run)}; frame {run['worst_frame']} of "
             f"{run['trajectory']}"
         )
     _notes(summary)
@@ -224,6 +239,8 @@ def show(summary: dict[str, Any]) -> None:
 
 
 def _notes(summary: dict[str, Any]) -> None:
+    from mlpot.analysis.words import judged_otherwise, unfinished
+
     refused = [r for r in summary["refusals"] if r["refused"]]
     if refused:
         names = ", ".join(r["molecule"] for r in refused)
@@ -232,10 +249,12 @@ def _notes(summary: dict[str, Any]) -> None:
         say(f"{wrong['molecule']}: foreign elements were NOT refused")
     for what, why in summary["skipped"].items():
         aside(f"left out, {what}: {why}")
+    for what, why in judged_otherwise(summary):
+        aside(f"{what}: {why}")
     for why in sorted(set(summary["failed"].values())):
         aside(f"failed: {why}")
     if summary["missing"]:
-        say(f"{counted(summary['missing'], 'run')} still missing; give the same command to go on")
+        say(f"{counted(summary['missing'], 'run')} still missing; {unfinished(summary)}")
 
 
 def _table(title: str, *columns: str) -> "Table":
@@ -251,6 +270,8 @@ def _table(title: str, *columns: str) -> "Table":
 
 
 def _runs(summary: dict[str, Any]) -> "Table":
+    from mlpot.analysis.words import marked
+
     columns = ("", "ps", "whole", "share, %", "stable ps", "broken by")
     table = _table("Stability, with 95 % intervals", *columns)
     for g in summary["groups"]:
@@ -259,9 +280,23 @@ def _runs(summary: dict[str, Any]) -> "Table":
             f"{g['picoseconds']:g}",
             f"{g['sound']} of {g['runs']}",
             _interval([100 * v for v in g["fraction"]], "{:.0f}"),
-            _interval(g["stable_ps"], "{:.3g}"),
+            marked(_interval(g["stable_ps"], "{:.3g}"), g),
             ", ".join(f"{cause} {count}" for cause, count in g["causes"].items()),
         )
+    return table
+
+
+def _rules(summary: dict[str, Any]) -> "Table":
+    """Of groups in which a run has broken."""
+    from mlpot.analysis.words import marked
+
+    columns = ("", "runs", "bonds hold, ps", "lost a hydrogen", "exploded")
+    table = _table("What broke, rule by rule", *columns)
+    for g in summary["groups"]:
+        if g["sound"] < g["runs"]:
+            bonds = marked(_interval(g["bond_ps"], "{:.3g}"), g, "bond_ps")
+            counts = (str(g[name]) for name in ("lost_hydrogen", "exploded"))
+            table.add_row(_label(g), str(g["runs"]), bonds, *counts)
     return table
 
 
@@ -287,12 +322,16 @@ def _interval(values: Sequence[float | None] | None, form: str) -> str:
 
 
 def _drift(summary: dict[str, Any]) -> "Table":
-    table = _table("Constant energy", "", "drift, meV/atom/ps", "scatter, meV/atom", "runs")
+    from mlpot.analysis.words import largest_words
+
+    columns = ("", "drift, meV/atom/ps", "largest", "scatter, meV/atom", "broke")
+    table = _table("Constant energy", *columns)
     for d in summary["drift"]:
-        runs = sum(len(m["values"]) for m in d["molecules"].values())
         scatter = "–" if d["scatter"] is None else f"{d['scatter']:.3f}"
+        broke = f"{d['broke']} of {d['runs']}"
+        drift = _interval(d["drift"], "{:+.4f}")
         name = f"{d['timestep']:g} fs, {d['dtype']}"
-        table.add_row(name, _interval(d["drift"], "{:+.4f}"), scatter, str(runs))
+        table.add_row(name, drift, largest_words(d), scatter, broke)
     return table
 
 
@@ -325,8 +364,10 @@ def _accuracy(summary: dict[str, Any]) -> "Table":
 
 
 def _ramp(ramp: dict[str, Any]) -> str:
+    from mlpot.analysis.words import median_words
+
     text = f"heated from {ramp['from']:g} to {ramp['to']:g} K in {ramp['picoseconds']:g} ps: "
     if not ramp["broke"]:
         return f"{text}none of {counted(ramp['runs'], 'run')} broke"
-    mean = _interval(ramp["mean"], "{:.0f}")
-    return f"{text}{len(ramp['broke'])} of {counted(ramp['runs'], 'run')} broke, at {mean} K"
+    broke = f"{len(ramp['broke'])} of {counted(ramp['runs'], 'run')} broke"
+    return f"{text}{broke}, median {median_words(ramp)} K"

@@ -15,14 +15,22 @@ class Harmonic(Calculator):
         spring: eV/Å²; negative ones push away from rest.
         nan_after: calls after which it gives NaN; 0 never.
         fail_after: calls after which it raises; 0 never.
+        fail_at: of all calls of the class (``calls``), the one at which it raises; 0 none.
+
+    Attributes:
+        repaired: of the class; it raises no more.
     """
 
     implemented_properties = ["energy", "forces"]
     calls = 0
+    repaired = False
 
-    def __init__(self, spring: float = 20.0, nan_after: int = 0, fail_after: int = 0):
+    def __init__(
+        self, spring: float = 20.0, nan_after: int = 0, fail_after: int = 0, fail_at: int = 0
+    ):
         super().__init__()
-        self.spring, self.nan_after, self.fail_after = spring, nan_after, fail_after
+        self.spring, self.nan_after = spring, nan_after
+        self.fail_after, self.fail_at = fail_after, fail_at
         self.rest: dict[str, Any] = {}
         self.count = itertools.count(1)
 
@@ -35,7 +43,8 @@ class Harmonic(Calculator):
         super().calculate(atoms, properties, system_changes)
         call = next(self.count)
         Harmonic.calls += 1
-        if self.fail_after and call > self.fail_after:
+        fails = Harmonic.calls == self.fail_at or (self.fail_after and call > self.fail_after)
+        if fails and not Harmonic.repaired:
             raise RuntimeError("the SCF has not converged")
         x = self.atoms.positions
         arms = x[:, None] - x[None]

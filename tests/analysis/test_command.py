@@ -1,6 +1,7 @@
 """The command, and the benchmark around it."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,18 @@ from benchmarks.stability.__main__ import label_of
 from benchmarks.stability.goals import goals
 from benchmarks.stability.make_molecules import GROUPS, LARGE, STANDARD
 from benchmarks.stability.tables import END, START, markdown, write_block
+from mlpot.analysis.criteria import bond_lengths
 from mlpot.analysis.elsewhere import Elsewhere
 from mlpot.analysis.molecules import DEFAULT, read_molecules
+from mlpot.analysis.records import Folder
 from mlpot.analysis.stability import Content, run
 from mlpot.analysis.subjects import Subject
 from mlpot.analysis.summary import analyze
 from mlpot.cli.common import Group
-from mlpot.cli.stability import _content, stability
+from mlpot.cli.stability import _content, show, stability
 from tests.analysis.conftest import HARMONIC, ROOT
+
+Bench = Callable[..., dict[str, Any]]
 
 app = typer.Typer(cls=Group)
 app.callback()(lambda: None)
@@ -133,9 +138,26 @@ def test_tables_of_a_summary(soft: Subject, content: Content, tmp_path: Path) ->
     assert write_block(readme, text)
     written = readme.read_text()
     assert written.startswith("before\n") and written.endswith("after\n")
-    assert text in written and "old" not in written
+    assert text in written and "\nold\n" not in written
     readme.write_text("no markers")
     assert not write_block(readme, text)
+
+
+def test_tables_tell_what_failed_and_what_is_not_judged(
+    soft: Subject, content: Content, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = analyze(run(soft, content, tmp_path / "suite").path)
+    told = "ladder of CH3OH at 300 K: RuntimeError: the SCF has not converged"
+    odd = {"failed": {"k": told}, "mobile": {"acac": ["O3-H11"]}, "provisional": 2, "goals": []}
+    broken = {"broke": True, "cause": "integrator", "reason": "a NaN of its own"}
+    odd["runs"] = [{**summary["runs"][0], **broken}]
+    show({**summary, **odd, "missing": 1})
+    text = capsys.readouterr().out
+    for words in (told, "bond O3-H11 of acac", "2 runs", "a NaN of its own", "with --retry"):
+        assert words in text, words
+    text = markdown([{**summary, **odd}])
+    for words in (told, "bond O3-H11 of acac", "2 runs", "H lost", "bonds hold, ps", "MDsim"):
+        assert words in text, words
 
 
 def test_another_machine_goes_on_from_the_file_of_runs(
@@ -162,25 +184,54 @@ def test_another_machine_goes_on_from_the_file_of_runs(
         script.kept_runs("standard", model, None, "other")
 
 
-def test_the_benchmark_runs_and_goes_on_without_its_folder(
-    content: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As a command. The second time the folder is gone, and only the refusals are done again."""
+@pytest.fixture
+def bench(content: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """The command `run --mode standard` on small content, and the results that it writes."""
     monkeypatch.setattr(script, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(benchmark, "content", lambda mode: replace(content, mode=mode))
+    ramp = replace(content.scenarios[0], name="ramp", temperatures=(300.0,), end_temperature=400.0)
+    more = replace(content, scenarios=[*content.scenarios, ramp])
+    monkeypatch.setattr(benchmark, "content", lambda mode: replace(more, mode=mode))
 
     def done(*words: Any) -> dict[str, Any]:
         given = ["run", "--mode", "standard", "--model", HARMONIC, "--label", "springs", *words]
         result = CliRunner().invoke(script.app, [*map(str, given)], catch_exceptions=False)
         assert result.exit_code == 0, result.output
-        return json.loads((tmp_path / "results" / "springs-standard.json").read_text())
+        found = json.loads((tmp_path / "results" / "springs-standard.json").read_text())
+        return {**found, "output": result.output}
 
-    first = done("--out", tmp_path / "one")
-    assert first["missing"] == 0 and sum(g["runs"] for g in first["groups"]) == 8
-    again = done("--out", tmp_path / "two")
+    return done
+
+
+def test_the_benchmark_runs_and_goes_on_without_its_folder(bench: Bench, tmp_path: Path) -> None:
+    """As a command. The second time the folder is gone, and only the refusals are done again."""
+    first = bench("--out", tmp_path / "one")
+    assert first["missing"] == 0 and sum(g["runs"] for g in first["groups"]) == 12
+    again = bench("--out", tmp_path / "two")
     assert not list((tmp_path / "two" / "trajectories").iterdir())
     assert [g["runs"] for g in again["groups"]] == [g["runs"] for g in first["groups"]]
     assert again["missing"] == 0 and len(again["refusals"]) == len(first["refusals"]) > 0
+
+
+def test_what_was_judged_by_the_input_geometry_is_not_kept(bench: Bench, tmp_path: Path) -> None:
+    """A ramp before the ladder has no mean lengths: neither it nor they are final."""
+    file = tmp_path / "results" / "springs-standard-runs.json"
+    here = ("--out", tmp_path / "one", "--only")
+    ramp = bench(*here, "ramp")
+    assert ramp["provisional"] == 4 and "4 runs are judged by the input" in ramp["output"]
+    kept = json.loads(file.read_text())
+    assert kept["runs"] == [] and kept["lengths"] == {}
+    elsewhere = bench("--out", tmp_path / "two", "--only", "ramp")
+    assert sum(g["runs"] for g in elsewhere["groups"]) == 4  # simulated there again
+    ladder = bench(*here, "ladder")
+    assert ladder["provisional"] == 0 and "input geometry" not in ladder["output"]
+    kept = json.loads(file.read_text())
+    assert len(kept["runs"]) == 12 and set(kept["lengths"]) == {"CH3OH", "H2O"}
+    given = {
+        name: bond_lengths(np.array(m["positions"])[None], np.array(m["bonds"]))[0]
+        for name, m in Folder(tmp_path / "one").suite().molecules.items()
+    }
+    for name, lengths in kept["lengths"].items():
+        assert 1e-6 < np.abs(np.array(lengths) - given[name]).max() < 0.1
 
 
 def test_goals_count_only_what_is_long_enough() -> None:

@@ -1,5 +1,7 @@
 """The rules, on trajectories whose ends are known."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from ase.build import molecule
@@ -31,6 +33,7 @@ def verdict(
     heat: NDArray[np.float64] | None = None,
     lost: bool = False,
     end: float | None = None,
+    **more: Any,
 ) -> Verdict:
     """Of water, a frame every 0.1 ps."""
     times = np.arange(len(lengths)) * 0.1
@@ -38,7 +41,7 @@ def verdict(
     heat = np.full(len(lengths), 300.0) if heat is None else heat
     end = times[-1] if end is None else end
     reference = np.array([0.96, 0.96])
-    return judge(WATER, bonds, reference, water(lengths), heat, 300.0, times, end, lost)
+    return judge(WATER, bonds, reference, water(lengths), heat, 300.0, times, end, lost, **more)
 
 
 # --- bonds ---------------------------------------------------------------------------------------
@@ -114,11 +117,36 @@ def test_a_hydrogen_that_leaves_for_good_is_lost_from_when_it_left() -> None:
     assert found.bond_ps == pytest.approx(0.3) and found.cause == "bond O0-H1"
 
 
+def on_a_line(*x: list[float]) -> NDArray[np.float64]:
+    """[F, N, 3] Å of atoms whose places [F] on a line are given."""
+    frames = np.zeros((len(x[0]), len(x), 3))
+    frames[:, :, 0] = np.transpose(x)
+    return frames
+
+
 def test_the_last_frame_alone_is_enough_and_other_atoms_are_no_hydrogens() -> None:
-    lengths = np.array([[1.1], [1.1], [2.6]])
-    assert first_lost_hydrogen(np.array([6, 1]), np.array([[0, 1]]), lengths) == (2, 1)
-    assert first_lost_hydrogen(np.array([6, 6]), np.array([[0, 1]]), lengths) is None
-    assert first_lost_hydrogen(np.array([6, 1]), np.array([[0, 1]]), lengths[:2]) is None
+    bond, frames = np.array([[0, 1]]), on_a_line([0.0] * 3, [1.1, 1.1, 2.6])
+    assert first_lost_hydrogen(np.array([6, 1]), bond, frames) == (2, 1)
+    assert first_lost_hydrogen(np.array([6, 6]), bond, frames) is None
+    assert first_lost_hydrogen(np.array([6, 1]), bond, frames[:2]) is None
+
+
+def test_a_proton_that_another_atom_takes_is_not_lost() -> None:
+    """3 Å from the oxygen that it came with. Mlipaudit asks for all heavy atoms."""
+    enol, bond = np.array([8, 1, 8]), np.array([[0, 1]])
+    donor, acceptor = [0.0] * 4, [4.0] * 4
+    given = on_a_line(donor, [1.0, 3.0, 3.0, 3.0], acceptor)
+    assert first_lost_hydrogen(enol, bond, given) is None
+    passed_on = on_a_line(donor, [1.0, 3.0, 7.0, 7.0], acceptor)
+    assert first_lost_hydrogen(enol, bond, passed_on) == (2, 1)
+    # whose bond is not judged is lost all the same
+    assert first_lost_hydrogen(enol, bond[:0], passed_on) == (2, 1)
+
+
+def test_hydrogens_without_a_heavy_atom_cannot_be_lost() -> None:
+    apart = on_a_line([0.0, 0.0], [5.0, 5.0], [5.7, 5.7])
+    assert first_lost_hydrogen(np.array([8, 1, 1]), np.array([[1, 2]]), apart) is None
+    assert first_lost_hydrogen(np.array([1, 1, 1]), np.array([[1, 2]]), apart) is None
 
 
 # --- explosions ----------------------------------------------------------------------------------
@@ -156,6 +184,35 @@ def test_what_the_integrator_takes_out_has_broken_at_its_last_sound_step() -> No
     found = verdict(np.full(5, 0.96), lost=True, end=0.437)
     assert found.broke and found.cause == "integrator"
     assert found.stable_ps == found.explosion_ps == pytest.approx(0.437)
+
+
+@pytest.mark.parametrize(("ending", "explosion"), [("integrator", 0.4), ("pieces", None)])
+def test_what_is_in_pieces_has_broken_but_not_exploded(
+    ending: str, explosion: float | None
+) -> None:
+    """A molecule that comes apart slowly is none of mlipaudit's explosions."""
+    found = verdict(np.full(5, 0.96), lost=True, ending=ending)
+    assert (found.broke, found.cause) == (True, ending)
+    assert found.explosion_ps == (explosion and pytest.approx(explosion))
+
+
+def test_a_calculator_that_fails_breaks_nothing() -> None:
+    sound = water(np.full(1, 0.96))[0]
+    found = verdict(np.full(5, 0.96), lost=True, end=0.437, ending="calculator", last=sound)
+    assert (found.broke, found.cause) == (False, "calculator")
+    assert found.stable_ps == found.end_ps == pytest.approx(0.437)
+    assert found.explosion_ps is None and found.bond_ps is None
+
+
+def test_a_calculator_that_fails_after_a_bond_broke_is_no_excuse() -> None:
+    lengths = np.full(5, 0.96)
+    lengths[3:] = 1.6
+    before = verdict(lengths, lost=True, end=0.45, ending="calculator")
+    assert before.cause == "bond O0-H1" and before.stable_ps == pytest.approx(0.3)
+    torn = water(np.full(1, 1.6))[0]  # after the last frame
+    found = verdict(np.full(5, 0.96), lost=True, end=0.437, ending="calculator", last=torn)
+    assert found.broke and found.cause == "bond O0-H1"
+    assert found.stable_ps == found.bond_ps == pytest.approx(0.437)
 
 
 def test_a_distorted_start_may_repair_its_bonds_but_not_explode() -> None:

@@ -1,9 +1,23 @@
 """Intervals: do they cover, and are the curves those of textbooks?"""
 
+import math
+
 import numpy as np
 import pytest
 
-from mlpot.analysis.intervals import bootstrap_mean, fraction, slope, survival, t_mean
+from mlpot.analysis.intervals import (
+    bootstrap_mean,
+    drawn_over,
+    fraction,
+    median,
+    slope,
+    survival,
+    t_mean,
+)
+
+#: the 6-MP arm of Freireich et al. (1963), the example of every textbook: weeks, relapsed
+TIMES = [6, 6, 6, 6, 7, 9, 10, 10, 11, 13, 16, 17, 19, 20, 22, 23, 25, 32, 32, 34, 35]
+BROKE = [1, 1, 1, 0, 1, 0, 1, 0, 0, 1, 1, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0]
 
 
 def test_the_bootstrap_covers_a_known_mean() -> None:
@@ -53,10 +67,7 @@ def test_drifts_of_five_seeds_have_students_interval() -> None:
 
 
 def test_survival_is_kaplan_meiers() -> None:
-    """The 6-MP arm of Freireich et al. (1963), the example of every textbook."""
-    times = [6, 6, 6, 6, 7, 9, 10, 10, 11, 13, 16, 17, 19, 20, 22, 23, 25, 32, 32, 34, 35]
-    broke = [1, 1, 1, 0, 1, 0, 1, 0, 0, 1, 1, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0]
-    curve = survival(times, broke)
+    curve = survival(TIMES, BROKE)
     at = dict(zip(curve.times, curve.probability, strict=True))
     expected = {0: 1.0, 6: 0.857, 7: 0.807, 10: 0.753, 13: 0.690, 16: 0.627, 22: 0.538, 23: 0.448}
     assert {t: round(at[t], 3) for t in expected} == expected
@@ -71,6 +82,24 @@ def test_survival_of_whole_runs_is_one_and_of_broken_ones_ends_at_zero() -> None
     broken = survival([1.0, 2.0], [True, True])
     assert broken.probability == [1.0, 0.5, 0.0]
     assert np.isfinite([*broken.low, *broken.high]).all()
+
+
+def test_the_median_is_that_of_textbooks() -> None:
+    """23 weeks, 13 to beyond the last: `survfit` of R with log-log intervals."""
+    assert median(survival(TIMES, BROKE)) == (23.0, 13.0, math.inf)
+    assert median(survival([1.0, 2.0, 3.0], [True] * 3)).value == 2.0
+    assert median(survival([20.0] * 5, [False] * 5)) == (math.inf,) * 3
+
+
+def test_the_median_of_what_is_censored_is_no_mean_of_what_broke() -> None:
+    """Two of five broke, at 900 and 1100 K; the others were whole at 3000 K."""
+    found = median(survival([900.0, 1100.0, 3000.0, 3000.0, 3000.0], [1, 1, 0, 0, 0]))
+    assert found.value == math.inf and 900.0 <= found.low <= 1100.0
+
+
+def test_what_an_interval_is_over() -> None:
+    assert drawn_over([[1], [2], [3]]) == "molecules"
+    assert drawn_over([[1, 2], [3]]) == "seeds"
 
 
 def test_slope() -> None:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -221,6 +222,17 @@ def test_the_page_holds_everything(suite: Path) -> None:
     assert "width=device-width" in (viewport["content"] or "")
 
 
+def test_a_viewer_takes_no_finger_before_a_tap(suite: Path) -> None:
+    """It is as high as half a phone: whoever scrolls past it must not be held there."""
+    text = make_page(read_sides([suite]))
+    own = text.split("<script>")
+    assert re.search(r'<div class="stage"><div class="plot tall"[^>]*></div></div>', own[0])
+    assert ".stage.asleep .plot { pointer-events: none; }" in own[0]
+    assert 'classList.add("asleep")' in own[-1] and 'classList.remove("asleep")' in own[-1]
+    narrow = re.search(r"max-width: 40rem\) \{ \.plot\.tall \{ height: min\((\d+)vh", own[0])
+    assert narrow and int(narrow[1]) <= 50
+
+
 def test_plotly_accepts_every_figure(suite: Path, other: Path) -> None:
     """Its Python package knows all properties of its JavaScript, and refuses others."""
     for folders in ([suite], [suite, other]):
@@ -285,6 +297,61 @@ def test_a_ramp_is_drawn_over_its_temperature(suite: Path) -> None:
     curve = titled(figures, "while heated").data[2]
     assert curve["x"] == [300.0, pytest.approx(1920.0), pytest.approx(3000.0)]
     assert curve["y"] == [1.0, 0.5, 0.5]
+
+
+def test_a_ramp_is_summed_up_by_the_curve_that_is_drawn(suite: Path) -> None:
+    """One broke at 1920 K, one not at all: the mean of those that broke would be biased."""
+    (ramp,) = analyze(suite)["ramp"]
+    curve = titled(figures_of(suite), "while heated").data[2]
+    assert (ramp["survival"]["times"], ramp["survival"]["probability"]) == (curve["x"], curve["y"])
+    assert ramp["median"] == [pytest.approx(1920.0), pytest.approx(1920.0), None]
+    assert "1920 (1920 to over 3000)" in Tags(make_page(read_sides([suite]))).text
+
+
+def test_rules_one_by_one(suite: Path) -> None:
+    """Of two runs one lost an atom; frame 8 of 20 at 10 fs each. No hydrogen of H2O came back."""
+    groups = {(g["scenario"], g["temperature"]): g for g in analyze(suite)["groups"]}
+    hot, lost = groups["ladder", 1000.0], groups["groups", 300.0]
+    assert hot["bond_ps"][0] == pytest.approx((0.08 + 0.2) / 2)
+    assert (hot["lost_hydrogen"], hot["exploded"], hot["over"]) == (1, 0, "molecules")
+    assert (lost["lost_hydrogen"], lost["exploded"]) == (0, 1)  # a NaN
+    (table,) = sections(read_sides([suite]))[0].parts
+    assert isinstance(table, Table)
+    row = next(row for row in table.rows if row[0] == "ladder 1000 K")
+    assert dict(zip(table.columns, row, strict=True))["H lost"] == "1"
+    assert [cell.endswith("†") for cell in row[5:7]] == [True, True] and "†" in table.note
+
+
+def test_drift_says_what_broke(tmp_path: Path) -> None:
+    """The part before a break may look as good as any."""
+    made = Made(tmp_path / "suite")
+    for name, breaks in (("CH3OH", None), ("C2H6", 12), ("C2H6", 1)):
+        made.run("nve", name, ensemble="nve", breaks=breaks)
+    climbing = made.records[1]["potential"]
+    climbing[:] = [0.008 * i for i in range(len(climbing))]  # 8 atoms, 10 fs: 100 meV/atom/ps
+    path = made.write([])
+    (drift,) = analyze(path)["drift"]
+    assert (drift["runs"], drift["broke"]) == (3, 2)
+    assert drift["largest"] == {"molecule": "C2H6", "drift": pytest.approx(100.0)}
+    text = Tags(make_page(read_sides([path]))).text
+    assert "2 of 3" in text and "+1e+02 (C2H6)" in text
+
+
+def test_why_a_run_was_taken_out_is_told(suite: Path) -> None:
+    assert "integrator: a NaN" in Tags(make_page(read_sides([suite]))).text
+
+
+def test_a_page_tells_what_is_not_judged(tmp_path: Path) -> None:
+    """The hydroxyl of a reference that opens in it."""
+    made = Made(tmp_path / "suite")
+    reference = made.molecules["CH3OH"]
+    made.molecules["CH3OH"] = replace(reference, set="reference")
+    made.run("reference", "CH3OH")
+    path = made.write([])
+    frames = np.repeat(reference.positions[None], 8, axis=0)
+    frames[::4, 3] += 2.0 * (frames[::4, 3] - frames[::4, 1])
+    np.savez(made.folder.reference("CH3OH"), positions=frames, temperature=300.0, source="open")
+    assert "not judged: bond O1-H3 of CH3OH" in Tags(make_page(read_sides([path]))).text
 
 
 def test_worst_frames(suite: Path) -> None:

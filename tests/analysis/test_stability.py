@@ -8,7 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -19,17 +19,17 @@ from ase.calculators.emt import EMT
 import mlpot.analysis.batch as batch_module
 from mlpot.analysis import stability
 from mlpot.analysis.accuracy import Accuracy, predict
-from mlpot.analysis.batch import distort
 from mlpot.analysis.criteria import bond_lengths, find_bonds
 from mlpot.analysis.elsewhere import Elsewhere
 from mlpot.analysis.molecules import DEFAULT, SETS, own_molecules, read_molecules
 from mlpot.analysis.records import Folder, read_trajectory
 from mlpot.analysis.scenarios import MODES, Scenario, plan
 from mlpot.analysis.stability import Content, Reference, run
+from mlpot.analysis.starts import distort
 from mlpot.analysis.subjects import Subject, subject
 from mlpot.analysis.summary import analyze
 from mlpot.data.record import Record
-from mlpot.errors import DataError, InputError, UnknownModelError
+from mlpot.errors import DataError, InputError, UnknownModelError, UnsupportedSystemError
 from tests.analysis.calculators import Harmonic
 from tests.analysis.conftest import HARMONIC, ROOT, lines, small
 
@@ -207,7 +207,9 @@ def test_some_scenarios_now_and_the_rest_later(
     more = replace(content, scenarios=[*content.scenarios, ramp])
     folder = run(harmonic, more, tmp_path / "parts", only=["ramp"])
     assert {r["scenario"] for r in runs_of(folder).values()} == {"ramp"}
-    assert analyze(folder.path)["missing"] == 8  # the suite is the whole of it
+    summary = analyze(folder.path)
+    assert summary["missing"] == 8  # the suite is the whole of it
+    assert summary["provisional"] == 4 and summary["lengths"] == {}  # no mean at 300 K yet
     run(harmonic, more, tmp_path / "parts", only=["ladder"])
     run(harmonic, more, tmp_path / "parts")
     whole = run(harmonic, more, tmp_path / "whole")
@@ -216,6 +218,36 @@ def test_some_scenarios_now_and_the_rest_later(
     }
     with pytest.raises(InputError, match="no scenario is named lader; there are ladder, ramp"):
         run(harmonic, more, tmp_path / "parts", only=["lader"])
+
+
+def test_what_was_begun_and_left_for_later_goes_on(
+    soft: Subject, content: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in a long run; another scenario is done in between."""
+    long = replace(content.scenarios[0], name="long", temperatures=(300.0,), picoseconds=0.04)
+    more = replace(content, scenarios=[*content.scenarios, long])
+    partial = tmp_path / "suite" / "partial"
+    monkeypatch.setattr(batch_module, "CHECKPOINT", -1.0)
+    record, frames = batch_module._Going._record, 0
+
+    def interrupted(self: Any, *state: Any) -> None:
+        nonlocal frames
+        frames += 1
+        if frames == 15:
+            raise KeyboardInterrupt
+        record(self, *state)
+
+    monkeypatch.setattr(batch_module._Going, "_record", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(soft, more, tmp_path / "suite", only=["long"])
+    (state,) = partial.iterdir()
+    (partial / f".{state.name}").touch()  # what a kill while it was written leaves
+    run(soft, more, tmp_path / "suite", only=["ladder"])
+    assert list(partial.iterdir()) == [state]
+    frames = 1000
+    run(soft, more, tmp_path / "suite", only=["long"])
+    assert frames == 1000 + 21 - 14  # the last state had frames 0 to 13
+    assert not partial.exists()
 
 
 def test_new_molecules_and_seeds_are_added(soft: Subject, content: Content, tmp_path: Path) -> None:
@@ -390,6 +422,27 @@ def test_a_ramp_heats(harmonic: Subject, tmp_path: Path) -> None:
         assert np.mean(r["temperatures"][-10:]) > 800
 
 
+# --- a cluster -----------------------------------------------------------------------------------
+
+
+def test_a_dask_cluster_does_the_same(harmonic: Subject, content: Content, tmp_path: Path) -> None:
+    distributed = pytest.importorskip(
+        "distributed", reason="dask.distributed is not installed: mlpot[dask]"
+    )
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None
+    ) as cluster:
+        there = run(harmonic, content, tmp_path / "there", scheduler=cluster.scheduler_address)
+    here = run(harmonic, content, tmp_path / "here")
+    assert {k: without_times(r) for k, r in runs_of(there).items()} == {
+        k: without_times(r) for k, r in runs_of(here).items()
+    }
+    for r in runs_of(there).values():
+        mine, other = (read_trajectory(f.trajectory(r["id"])) for f in (there, here))
+        np.testing.assert_array_equal(mine, other)
+    assert not (there.path / "partial").exists()
+
+
 # --- what breaks ---------------------------------------------------------------------------------
 
 
@@ -461,14 +514,85 @@ def test_what_is_in_pieces_is_not_simulated_any_further(tmp_path: Path) -> None:
     assert record["reason"].startswith("in pieces") and record["steps"] < 2000
     assert one["cause"].startswith("bond") and one["stable_ps"] < 0.5e-3 * record["steps"]
     assert len(record["temperatures"]) == 1 + record["steps"] // 4
+    frames = read_trajectory(folder.trajectory(record["id"]))
+    start = content.molecules[0]
+    bonds = find_bonds(start.numbers, start.positions)
+    lengths = bond_lengths(frames, bonds)
+    torn = (lengths - lengths[0] > batch_module.TORN).any(axis=1)
+    assert torn.nonzero()[0].tolist() == [len(frames) - 1]
 
 
-def test_a_calculator_that_gives_up_on_the_way_is_a_broken_run(tmp_path: Path) -> None:
-    how = subject(HARMONIC, {"fail_after": 20})
-    scenario = Scenario("ladder", ("standard",), (300.0,), 0.02, interval=2.0)
-    folder = run(how, Content([scenario], [small("CH3OH")]), tmp_path / "suite")
+def springs_that_fail(after: int, ps: float = 0.02) -> tuple[Subject, Content]:
+    """Methanol on springs that raise an exception after so many calls."""
+    scenario = Scenario("ladder", ("standard",), (300.0,), ps, interval=2.0)
+    return subject(HARMONIC, {"fail_after": after}), Content([scenario], [small("CH3OH")])
+
+
+def test_a_calculator_that_gives_up_on_the_way_says_nothing_of_the_potential(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a broken run but a failed one, with its reason, that --retry does again."""
+    how, content = springs_that_fail(20)
+    folder = run(how, content, tmp_path / "suite")
     (record,) = runs_of(folder).values()
-    assert record["lost"] and "SCF has not converged" in record["reason"]
+    assert record["lost"] and record["ending"] == "calculator"
+    assert "SCF has not converged" in record["reason"] and record["steps"] > 0
+    summary = analyze(folder.path)
+    assert summary["missing"] == 1 and not summary["runs"] and not summary["groups"]
+    (why,) = summary["failed"].values()
+    assert why.startswith("ladder of CH3OH at 300 K: RuntimeError") and "SCF" in why
+    monkeypatch.setattr(Harmonic, "repaired", True)
+    run(how, content, tmp_path / "suite")  # not by itself
+    assert runs_of(folder)[record["key"]] == record
+    run(how, content, tmp_path / "suite", retry=True)
+    again = runs_of(folder)[record["key"]]
+    assert not again["lost"] and again["ending"] == again["reason"] == ""
+    summary = analyze(folder.path)
+    assert summary["missing"] == 0 and not summary["failed"]
+    assert [g["sound"] for g in summary["groups"]] == [1]
+
+
+def test_a_calculator_that_fails_on_what_has_broken_is_a_broken_run(tmp_path: Path) -> None:
+    """Soft springs push a bond apart by step 92, and the rest by 252."""
+    _, content = springs_that_fail(0, 2.0)
+    how = subject(HARMONIC, {"fail_after": 150, "spring": -0.02})
+    folder = run(how, content, tmp_path / "suite")
+    (record,), (one,) = runs_of(folder).values(), analyze(folder.path)["runs"]
+    assert record["ending"] == "calculator"
+    assert one["broke"] and one["cause"].startswith("bond") and one["explosion_ps"] is None
+    assert not analyze(folder.path)["failed"]
+
+
+@pytest.mark.parametrize("ensemble", ["nvt", "nve"])  # nve: lost while it warms up
+def test_trouble_that_a_calculator_got_over_explains_no_explosion(
+    tmp_path: Path, ensemble: Literal["nvt", "nve"]
+) -> None:
+    """It raised once while the start was relaxed; what came later is the potential's own."""
+    scenario = Scenario("x", ("standard",), (300.0,), 0.02, ensemble=ensemble, interval=2.0)
+    content = Content([scenario], [small("CH3OH")])
+    how = subject(HARMONIC, {"fail_at": 3, "spring": -200.0})
+    Harmonic.calls = 0
+    folder = run(how, content, tmp_path / "suite")
+    (record,) = runs_of(folder).values()
+    assert record["lost"] and record["ending"] == "integrator"
+    assert record["reason"].startswith("hotter than its thermostat")
+    assert how.open().trouble == ""  # and it was there: else this test says nothing
+    Harmonic.calls = 0
+    batch_module.relax(how.open(), [content.molecules[0]])
+    assert "SCF" in how.open().trouble
+
+
+def test_how_a_run_ended_is_in_its_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill between the last state and the record loses no reason."""
+    monkeypatch.setattr(stability, "_clear", lambda folder, done: None)
+    how, content = springs_that_fail(20)
+    folder = run(how, content, tmp_path / "suite")
+    (planned,) = plan(content.scenarios, content.molecules)
+    again = batch_module.run_batch(batch_module.Batch(how, (planned,), str(folder.path)))
+    (record,) = runs_of(folder).values()
+    assert without_times(again["records"][0]) == without_times(record)
+    (state,) = (folder.path / "partial").iterdir()
+    assert batch_module.runs_of_state(state) == {planned.key}
 
 
 def test_a_calculator_that_cannot_start_is_a_failure_and_no_broken_run(tmp_path: Path) -> None:
@@ -480,6 +604,20 @@ def test_a_calculator_that_cannot_start_is_a_failure_and_no_broken_run(tmp_path:
     assert "SiH4" in " ".join(summary["failed"].values())
     again = run(subject("ase.calculators.emt:EMT"), content, tmp_path / "suite")  # not tried again
     assert analyze(again.path) == summary
+
+
+def test_failures_of_what_nobody_asks_for_any_more_are_forgotten(tmp_path: Path) -> None:
+    scenario = Scenario("ladder", ("standard",), (300.0,), 0.01, interval=1.0)
+    content = Content([scenario], [small("H2O"), small("SiH4")])
+    emt = subject("ase.calculators.emt:EMT")
+    folder = run(emt, content, tmp_path / "suite")
+    run(emt, content, tmp_path / "suite", only=["ladder"])  # still asked for
+    assert len(analyze(folder.path)["failed"]) == 1
+    run(emt, replace(content, molecules=[small("H2O")]), tmp_path / "suite")
+    summary = analyze(folder.path)
+    assert summary["failed"] == {} and summary["missing"] == 0
+    run(emt, content, tmp_path / "suite")  # known to fail: not tried, but told
+    assert len(analyze(folder.path)["failed"]) == 1
 
 
 def test_foreign_elements_are_refused(soft: Subject, content: Content, tmp_path: Path) -> None:
@@ -511,6 +649,29 @@ def test_structure_against_a_reference(harmonic: Subject, tmp_path: Path) -> Non
     (found,) = analyze(folder.path)["structure"]
     assert found["runs"] == 2 and found["frames"] == 60 and found["source"] == "made up"
     assert 0 < found["noise"]["hr_mae"] < found["errors"]["hr_mae"] < 2.0
+
+
+def test_a_reference_is_judged_by_its_own_bonds(harmonic: Subject, tmp_path: Path) -> None:
+    """Its first frame is hot, and its hydroxyl opens: neither makes a simulation break."""
+    own = small("CH3OH", "reference")
+    frames = np.repeat(own.positions[None], 40, axis=0)
+    far = frames[0, 1] + 2.0 * (frames[0, 3] - frames[0, 1])  # O1-H3, twice as long
+    frames[::4, 3] = far
+    hot = replace(own, positions=own.positions.copy())
+    hot.positions[0] += [0.0, 0.02, 0.0]
+    scenario = Scenario("reference", ("reference",), (300.0,), 0.05, interval=1.0)
+    references = {"CH3OH": Reference(frames, 300.0, "made up")}
+    content = Content([scenario], [hot], references=references)
+    summary = analyze(run(harmonic, content, tmp_path / "suite").path)
+    assert summary["mobile"] == {"CH3OH": ["O1-H3"]}
+    assert [r["broke"] for r in summary["runs"]] == [False]
+    assert summary["lengths"] == {} and summary["provisional"] == 0
+    long = frames.copy()
+    long[:, 0] += 0.7 * (long[:, 0] - long[:, 1])  # C0-O1, that no simulation here has
+    references = {"CH3OH": Reference(long, 300.0, "made up")}
+    other = replace(content, references=references)
+    (one,) = analyze(run(harmonic, other, tmp_path / "other").path)["runs"]
+    assert one["broke"] and one["stable_ps"] == 0.0
 
 
 def test_errors_are_those_of_the_model(soft: Subject, content: Content, tmp_path: Path) -> None:
@@ -548,7 +709,33 @@ def test_a_distorted_start_is_off_by_what_was_asked() -> None:
     assert 0.1 < np.abs(off[0] - off[1]).max() <= 0.3
     np.testing.assert_array_equal(moved, distort(ring, still, 0.1, seed=5))
     assert np.abs(moved - distort(ring, still, 0.1, seed=6)).max() > 0.05
-    np.testing.assert_array_equal(distort(ring, still, 0.0, seed=5), still)
+
+
+def test_a_start_that_cannot_be_distorted_is_an_error_and_not_left_as_it_was() -> None:
+    hydrogen = small("H2")  # 0.74 Å long, and no two atoms may come closer than 0.8 Å
+    with pytest.raises(UnsupportedSystemError, match="no start off by 0.01 Å"):
+        distort(hydrogen, hydrogen.positions, 0.01, seed=5)
+
+
+def test_records_tell_what_a_start_was_off_by(soft: Subject, tmp_path: Path) -> None:
+    """And a run without such a start is a failure; those beside it in the batch go on."""
+    scenario = Scenario("distorted", ("standard",), (300.0,), 0.02, distortion=0.1, interval=2.0)
+    tight = replace(small("H2"), positions=0.6 * small("H2").positions)  # 0.44 Å long
+    molecules = [small("C6H6"), tight, small("CH3OH")]
+    folder = run(soft, Content([scenario], molecules), tmp_path / "suite")
+    by = {r["molecule"]: r for r in runs_of(folder).values()}
+    first = read_trajectory(folder.trajectory(by["C6H6"]["id"]))[0]
+    batch = batch_module.relax(soft.open(), molecules[:1])
+    off = np.sqrt(np.mean((first - batch[0]) ** 2))
+    assert by["C6H6"]["displaced"] == pytest.approx(off, abs=0.005)  # XTC keeps 0.01 Å
+    assert 0.05 < by["C6H6"]["displaced"] < 0.1 and by["H2"]["displaced"] is None
+    assert by["H2"]["ending"] == "start" and by["H2"]["steps"] == 0
+    assert by["CH3OH"]["steps"] == 40
+    summary = analyze(folder.path)
+    (group,) = summary["groups"]
+    displaced = [by[name]["displaced"] for name in ("C6H6", "CH3OH")]
+    assert group["runs"] == 2 and group["displaced"] == pytest.approx(np.mean(displaced))
+    assert summary["missing"] == 1 and "no start off by 0.1 Å" in str(summary["failed"])
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -557,6 +744,9 @@ def test_every_mode_has_every_part(mode: str) -> None:
     assert names >= {"ladder", "ramp", "nve", "distorted", "groups", "large", "reference"}
     steps = {s.timestep for s in MODES[mode] if s.name == "nve"}
     assert len(steps) >= 2 and all(s.seeds >= 5 for s in MODES[mode] if s.name == "nve")
+    # as tables say; a bond that opens and closes is seen in all of them or in none
+    assert {s.interval for s in MODES[mode] if s.ensemble == "nvt"} == {20.0}
+    assert {s.interval for s in MODES[mode] if s.ensemble == "nve"} == {10.0}
     for s in MODES[mode]:
         assert s.steps * s.timestep == pytest.approx(1000 * s.picoseconds)
         assert set(s.sets) <= set(SETS)
