@@ -20,10 +20,10 @@ from mlpot.active import explore as exploring
 from mlpot.active import records as recording
 from mlpot.active import refine as refining
 from mlpot.active.choose import choose, describe, farthest
-from mlpot.active.explore import LAST, THERMAL, explore, plan
+from mlpot.active.explore import FLAGGED, LAST, THERMAL, explore, plan
 from mlpot.active.records import RoundFiles, read_frames
 from mlpot.active.sanity import Sanity
-from mlpot.active.settings import RefineSettings
+from mlpot.active.settings import INTERVAL, LOOK, RefineSettings
 from mlpot.cli.common import Group
 from mlpot.cli.refine import refine as refine_command
 from mlpot.data.formats import read
@@ -33,12 +33,13 @@ from mlpot.data.record import Record
 from mlpot.deploy.grader import FeatureGrader, Grader
 from mlpot.errors import DataError, InputError, MLPotError, UnsupportedSystemError
 from mlpot.graph import Graph
-from mlpot.md.guard import Guard
+from mlpot.md.guard import Guard, ReplicaGuard
 from mlpot.md.replicas import Replicas
 from mlpot.md.structure import Structure, read_structure
 from mlpot.models.checkpoint import load_potential
 from mlpot.train import finetune as finetuning
 from mlpot.train.finetune import EnergyForceModule, FinetuneConfig
+from mlpot.train.guard import add_guard
 from mlpot.train.loop import quiet
 from tests.helpers import ethanol, random_potential, save_random_model
 
@@ -83,6 +84,8 @@ SPRINGS = "tests.test_refine:Springs"
 class Scripted(Grader):
     """Calm, but for the hot half of the replicas in the second half of the second round."""
 
+    cold = False  # the cold half instead
+
     def __init__(self, model: Path):
         real = FeatureGrader(model)  # has statistics, or this raises
         super().__init__(real.info, real.cutoff, real.dtype, real.device)
@@ -92,7 +95,8 @@ class Scripted(Grader):
         self.checks += 1
         grades = torch.full((len(graph.numbers),), 0.5)
         if self.restless and self.checks > 2:
-            grades[len(grades) // 2 :] = 9.0  # needs no confirmation
+            half = len(grades) // 2
+            grades[slice(half) if self.cold else slice(half, None)] = 9.0  # needs no confirmation
         return grades
 
 
@@ -336,6 +340,18 @@ def test_rounds_run_out_and_more_can_be_given(
     assert told["outcome"].startswith("quiet") and told["rounds"][1]["frames"]["labelled"] == 4
 
 
+def test_flags_at_a_lower_temperature_are_no_quiet(
+    structure: Structure, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hottest replicas are calm, and the others are flagged: there is more to learn."""
+    monkeypatch.setattr(Scripted, "cold", True)
+    options = {"labeller": labeller(SPRINGS, {"picky": False}, "springs")}
+    told = refine(structure, start, tmp_path / "out", settings=settings(rounds=1), **options)
+    cold, warm = told["rounds"][1]["simulated"]
+    assert (cold["flagged"], warm["flagged"], warm["broke"]) == (4, 0, 0)
+    assert told["outcome"].startswith("all rounds")
+
+
 def test_a_quiet_model_of_the_same_level_needs_no_training(
     whole: tuple, structure: Structure, tmp_path: Path
 ) -> None:
@@ -397,6 +413,64 @@ def test_debris_is_recorded_and_no_candidate(
     sanity = Sanity(structure.numbers, structure.positions)
     assert not any(sanity.problem(a.positions) for a in kept)
     assert all(sanity.problem(a.positions) for a in read_frames(files.rejected))
+
+
+@pytest.fixture(scope="module")
+def knowing(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The flat surface, with statistics of whole ethanol: a real grader, which sees lengths."""
+    path = tmp_path_factory.mktemp("models") / "knowing.safetensors"
+    path.write_bytes(start.read_bytes())
+    rng, atoms = np.random.default_rng(0), ethanol()
+    moves = 0.05 * rng.standard_normal((60, 9, 3))
+    noise = 0.1 * rng.standard_normal((60, 9, 3))
+    pairs = zip(moves, noise, strict=True)
+    numbers = atoms.numbers.astype(np.int64)
+    frames = [Record(numbers, atoms.positions + m, forces=f, group="one") for m, f in pairs]
+    add_guard(path, frames)
+    return path
+
+
+def test_lengths_are_looked_at_between_checks(
+    structure: Structure, knowing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hydrogen that leaves is flagged, and kept, before the next check finds its debris."""
+    looked: list[int] = []
+    before = ReplicaGuard.__call__
+
+    def call(self: ReplicaGuard, replicas: Replicas) -> None:
+        looked.append(replicas.steps)
+        before(self, replicas)
+
+    monkeypatch.setattr(ReplicaGuard, "__call__", call)
+    monkeypatch.setattr(exploring, "Guard", Guard)  # a real one
+    hot = settings(temperatures=(1500.0,), ps=0.1, replicas=8)
+    files = RoundFiles(tmp_path, 1)
+    explore(structure, plan(hot, 1, knowing), hot, files)
+    assert looked[:4] == [LOOK, 2 * LOOK, 3 * LOOK, 4 * LOOK] and LOOK < INTERVAL
+    kept = [a for a in read_frames(files.candidates) if a.info["why"] == FLAGGED]
+    between = [a for a in kept if a.info["step"] % INTERVAL]
+    assert between, [a.info["step"] for a in kept]
+    sanity = Sanity(structure.numbers, structure.positions)
+    assert not any(sanity.problem(a.positions) for a in between)
+    assert all(a.info["extrapolation_grade"] > 3.0 for a in between)
+    flags = {
+        (r["replica"], round(r["flag_ps"] * 2000))
+        for r in json.loads(files.explored.read_text())["replicas"]
+        if r["flag_ps"] is not None
+    }
+    assert {(a.info["replica"], a.info["step"]) for a in between} <= flags
+
+
+def test_the_last_sound_frame_is_from_just_before_the_break(
+    structure: Structure, start: Path, tmp_path: Path
+) -> None:
+    """Looked for as often as lengths are, and not at checks only."""
+    hot = settings(temperatures=(1500.0,), ps=0.1)
+    files = RoundFiles(tmp_path, 0)
+    explore(structure, plan(hot, 0, start), hot, files)
+    last = {a.info["replica"]: a.info["step"] for a in read_frames(files.candidates)}
+    broken = {a.info["replica"]: a.info["step"] for a in read_frames(files.rejected)}
+    assert broken and {broken[r] - last[r] for r in broken} == {LOOK}
 
 
 def test_sanity() -> None:

@@ -1,13 +1,13 @@
 """What the guard costs: checks, and looks at lengths, against a step of the compiled engine.
 
-    python benchmarks/guard/cost.py       # writes results/cost.json and cost.md
+    python -m benchmarks.guard.cost       # writes results/cost.json and cost.md
 
-Single calls, their medians; and whole simulations in OpenMM, in turns with and without the guard:
-there, a reporter also makes the host fetch positions every few steps. Models need statistics;
-without them they are fitted to a few frames, which costs the same.
+Single calls, their medians; and whole simulations in turns with and without the guard: of one
+molecule in OpenMM, where a reporter also makes the host fetch positions every few steps, and of
+replicas, whose batch is graded in one call. Models need statistics; without them they are fitted to
+a few frames, which costs the same.
 """
 
-import json
 import platform
 import tempfile
 import time
@@ -20,10 +20,13 @@ import torch
 import typer
 from ase.io import read as read_atoms
 
+from benchmarks.accuracy.experiment import commit, write_results
+from benchmarks.guard.simulated import BATCH_ATOMS
 from mlpot.data.record import Record
 from mlpot.deploy.grader import FeatureGrader
 from mlpot.deploy.load import load
-from mlpot.md.guard import INTERVAL, LOOK, Guard, GuardReporter
+from mlpot.md.guard import INTERVAL, LOOK, Guard, GuardReporter, ReplicaGuard
+from mlpot.md.replicas import Replicas
 from mlpot.md.structure import Structure, read_structure
 from mlpot.models.checkpoint import load_potential, save
 from mlpot.train.guard import fit_guard
@@ -101,6 +104,31 @@ def in_openmm(path: Path, structure: Structure, step_ms: float, pairs: int = 5) 
     return float(np.median(added))
 
 
+def in_replicas(
+    path: Path, structure: Structure, count: int, pairs: int = 5, length: float = 2.0
+) -> float:
+    """Percent that the guard adds to a simulation of replicas; median of pairs of runs of
+    ``length`` seconds."""
+    copies = [structure.numbers] * count, [structure.positions] * count
+    replicas = Replicas(load(path, engine="compiled"), *copies)
+    replicas.minimize()
+    watch, added = ReplicaGuard(Guard(path, report=lambda line: None)), []
+
+    def seconds(observers: list[Any], steps: int) -> float:
+        replicas.observers[:] = observers
+        start = time.perf_counter()
+        replicas.step(steps)
+        return time.perf_counter() - start
+
+    seconds([watch], INTERVAL)  # warms up
+    chunks = round(length / seconds([], INTERVAL))
+    steps = max(2, chunks) * INTERVAL  # whole intervals: every run has its share of checks
+    for _ in range(pairs):
+        without = seconds([], steps)
+        added.append(100 * (seconds([watch], steps) / without - 1))
+    return float(np.median(added))
+
+
 def measured(path: Path, smiles: str) -> dict[str, Any]:
     """Milliseconds and percent, of one molecule."""
     structure, grader = read_structure(smiles), FeatureGrader(path)
@@ -111,6 +139,7 @@ def measured(path: Path, smiles: str) -> dict[str, Any]:
     bound = grader.bind(numbers)
     check = milliseconds(bound, geometries)
     look = milliseconds(bound.length_grades, geometries)
+    count = max(2, BATCH_ATOMS // len(numbers))
     return {
         "atoms": len(numbers),
         "step_ms": step,
@@ -120,6 +149,8 @@ def measured(path: Path, smiles: str) -> dict[str, Any]:
         "look_every": LOOK,
         "cost_percent": 100 * ((check - look) / INTERVAL + look / LOOK) / step,
         "openmm_percent": in_openmm(path, structure, step),
+        "replicas": count,
+        "replicas_percent": in_replicas(path, structure, count),
     }
 
 
@@ -132,19 +163,32 @@ def main(model: str = "pretrained-visnet") -> None:
         for name, smiles in SYSTEMS.items():
             rows[name] = measured(path, smiles)
             typer.echo(f"{name}: {rows[name]}")
-    told = {"machine": f"{platform.machine()}, 1 thread, torch {torch.__version__}", "rows": rows}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "cost.json").write_text(json.dumps(told, indent=2) + "\n")
+        info = load_potential(path)[1]
+    told = {
+        "model": {"name": info.name, "sha256": info.sha256},
+        "commit": commit(),
+        "machine": f"{platform.machine()}, 1 thread, torch {torch.__version__}",
+        "rows": rows,
+    }
+    write_results(RESULTS / "cost.json", told)
+    (RESULTS / "cost.md").write_text(page(told), encoding="utf-8")
+
+
+def page(told: dict[str, Any]) -> str:
+    """The table."""
     lines = [
         "| molecule | atoms | step, ms | check, ms | look, ms | guard, % of a step "
-        "| OpenMM with the guard, % |",
-        "|---|---|---|---|---|---|---|",
+        "| OpenMM with the guard, % | replicas with the guard, % |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for name, row in rows.items():
+    for name, row in told["rows"].items():
         times = " | ".join(f"{row[f'{k}_ms']:.2f}" for k in ("step", "check", "look"))
-        percent = f"{row['cost_percent']:.1f} | +{row['openmm_percent']:.1f}"
-        lines.append(f"| {name} | {row['atoms']} | {times} | {percent} |")
-    (RESULTS / "cost.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        percent = f"{row['cost_percent']:.1f} | {row['openmm_percent']:+.1f}"
+        many = f"{row['replicas']} copies: {row['replicas_percent']:+.1f}"
+        lines.append(f"| {name} | {row['atoms']} | {times} | {percent} | {many} |")
+    weights = f"{told['model']['name']} {told['model']['sha256'][:8]}"
+    lines += ["", f"Weights (SHA-256): {weights}. Commit {told['commit']}; {told['machine']}."]
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from mlpot.data.loader import GraphLoader
 from mlpot.data.record import Record
+from mlpot.deploy.grader import CommitteeGrader
 from mlpot.graph import edge_vectors
 from mlpot.models.extrapolation import (
     Extrapolation,
@@ -82,6 +83,12 @@ def look(model: Potential, records: Sequence[Record], fitted: Extrapolation | No
         features,
         plain["grade"].astype(np.float64),
     )
+
+
+def disagreement(committee: CommitteeGrader, records: Sequence[Record]) -> NDArray[np.float64]:
+    """Grades [N] of a committee, in the order of `look`."""
+    loader = GraphLoader(records, committee.cutoff, 700, shuffle=False)
+    return np.concatenate([committee.grades(b.graph).double().numpy() for b in loader])
 
 
 def per_frame(atoms: Atoms, values: NDArray, how: str) -> NDArray[np.float64]:

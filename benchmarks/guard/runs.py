@@ -1,245 +1,232 @@
 """False stops, and warnings before a run breaks: replicas of molecules under the guard.
 
-    python benchmarks/guard/runs.py run pretrained-visnet                 # writes results/runs.json
-    python benchmarks/guard/runs.py run acac.safetensors --molecules acetylacetone
-    python benchmarks/guard/runs.py render                                # writes results/runs.md
+    python -m benchmarks.guard.runs run --part calm --mode standard    # 300 K: false stops
+    python -m benchmarks.guard.runs run --part warm --mode standard    # 1000 K
+    python -m benchmarks.guard.runs run --part breaks --mode standard \\
+        --model FILE --molecules bicyclopentylamine                    # 600 to 1200 K
+    python -m benchmarks.guard.runs render                             # results/runs.md
 
-A run has broken where a bond of the first frame is 0.5 Å longer or shorter than its mean at 300 K
-(the definition of MDsim; hydrogens in hydrogen bonds aside), looked at every 5 steps, or where the
-integrator gave up. A flag counts if it is from an earlier step. A flag at 300 K in a run that stays
-whole is a false stop.
+A run has broken where a bond is 0.5 Å longer or shorter than usual (the criterion of MDsim),
+looked at every 5 steps, or where the integrator gave up. Usual are the means at 300 K of labelled
+frames, where there are some (benchmarks/headline), and else the lengths after relaxation; hydrogens
+in hydrogen bonds do not count there. A flag counts if it is from an earlier step. A flag at 300 K
+in a run that stays whole is a false stop.
+
+Rows go to results/runs-PART.json as soon as they are known, with all that decides them; a call that
+was cut off goes on, and one with other weights, rules or lengths is refused. The mode dev writes to
+runs/guard.
 """
 
 import json
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
-from ase import Atoms
-from ase.neighborlist import natural_cutoffs, neighbor_list
 
-from mlpot.data.formats import read
+from benchmarks.accuracy.experiment import (
+    begun_at,
+    known,
+    of_model,
+    read_results,
+    table,
+    write_results,
+)
+from benchmarks.guard.parts import MODES, ROOT, Part, expanded, find
+from benchmarks.guard.simulated import BATCH_ATOMS, EVERY, SEED, simulate
+from mlpot.analysis.criteria import BOND_DEPARTURE
+from mlpot.analysis.intervals import fraction
 from mlpot.deploy.grader import FeatureGrader
 from mlpot.deploy.load import load
-from mlpot.md.guard import Guard, ReplicaGuard
-from mlpot.md.replicas import Replicas
-from mlpot.md.structure import read_structure
-from mlpot.models.checkpoint import load_potential
+from mlpot.md.guard import CHECKS, INTERVAL, LOOK, SURE
+from mlpot.models.checkpoint import ModelInfo, load_potential, write_atomically
 from mlpot.zoo import resolve
 
-ROOT = Path(__file__).resolve().parents[2]
-ACAC = ROOT.parent / "shared" / "data" / "acac" / "train_300K.xyz.gz"
 RESULTS = Path(__file__).parent / "results"
+DEV = ROOT / "runs" / "guard"
 
-#: name -> SMILES; oxime, sulfonamide and pyrazole are of the test part of recipes/held_out.json.
-#: The constants of guard and coverage were chosen on the first four, the last two were put aside
-MOLECULES = {
-    "aspirin": "CC(=O)Oc1ccccc1C(=O)O",
-    "ethanol": "CCO",
-    "acetophenone oxime": r"C/C(=N\O)c1ccccc1",
-    "piperidine sulfonamide": "NS(=O)(=O)N1CCCCC1",
-    "acetylacetone": "",  # the first frame of the acac training set, an enol
-    "aryl aminopyrazole": "Cc1c(N)c(-c2cc(Br)ccc2F)nn1C",
-    "alanine dipeptide": "CC(=O)N[C@@H](C)C(=O)NC",
-}
-
-#: Å
-BROKEN = 0.5
+Json = dict[str, Any]
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-class Bonds:
-    """Observer that takes out replicas in which a bond of the start has broken.
-
-    Attributes:
-        broken: replica -> step.
-    """
-
-    def __init__(self, atoms: Atoms, usual: np.ndarray | None):
-        self.interval = 5
-        i, j = neighbor_list("ij", atoms, natural_cutoffs(atoms, mult=1.1))
-        kept = [a < b and not mobile(atoms, a, b) for a, b in zip(i, j, strict=True)]
-        self.pairs = i[kept], j[kept]
-        self.usual = self.lengths(atoms.positions) if usual is None else usual
-        self.broken: dict[int, int] = {}
-        self._sum, self._count = np.zeros(len(self.usual)), 0
-
-    def lengths(self, positions: np.ndarray) -> np.ndarray:
-        return np.linalg.norm(positions[self.pairs[0]] - positions[self.pairs[1]], axis=1)
-
-    @property
-    def mean(self) -> np.ndarray:
-        """Of every bond so far, Å."""
-        return self._sum / max(1, self._count)
-
-    def __call__(self, replicas: Replicas) -> None:
-        positions, gone = replicas.positions, []
-        for r in replicas.alive.nonzero()[0].tolist():
-            lengths = self.lengths(positions[r])
-            if not np.abs(lengths - self.usual).max() < BROKEN:
-                gone.append(r)
-            else:
-                self._sum, self._count = self._sum + lengths, self._count + 1
-        self.broken |= dict.fromkeys(gone, replicas.steps)
-        if gone:
-            replicas.remove(gone)
-
-
-class Grades:
-    """Observer that keeps the grades of every check, so that other rules can be tried on them; and
-    every few steps those of pair lengths alone."""
-
-    def __init__(self, guard: ReplicaGuard, grader: FeatureGrader):
-        self.interval, self._guard, self._grader = 5, guard, grader
-        self.rows: list[np.ndarray] = []
-        self.lengths: list[np.ndarray] = []
-
-    def __call__(self, replicas: Replicas) -> None:
-        alive = replicas.alive.nonzero()[0].tolist()
-        row = np.full((len(replicas), replicas.systems.sizes[0]), np.nan)
-        if alive:
-            row[alive] = self._grader.length_grades(replicas.graph()).reshape(len(alive), -1)
-        self.lengths.append(row)
-        if replicas.steps % self._guard.guard.interval:
-            return
-        row = np.full_like(row, np.nan)
-        for r in alive:
-            row[r] = self._guard.latest[r]
-        self.rows.append(row)
-
-
-def mobile(atoms: Atoms, i: int, j: int) -> bool:
-    """A hydrogen in a hydrogen bond may change sides: the enol of acetylacetone does at 300 K."""
-    for hydrogen, other in ((i, j), (j, i)):
-        acceptors = np.isin(atoms.numbers, (7, 8)) & (np.arange(len(atoms)) != other)
-        apart = atoms.get_distances(hydrogen, range(len(atoms)))
-        if atoms.numbers[hydrogen] == 1 and bool((apart[acceptors] < 2.0).any()):
-            return True
-    return False
-
-
-def molecule(name: str) -> Atoms:
-    if name == "acetylacetone":
-        record = next(r for r in read(ACAC) if len(r.numbers) > 1)
-        return Atoms(record.numbers, record.positions)
-    structure = read_structure(MOLECULES[name])
-    return Atoms(structure.numbers, structure.positions)
-
-
-def simulated(
-    model: Path,
-    atoms: Atoms,
-    kelvin: float,
-    ps: float,
-    count: int,
-    usual: np.ndarray | None,
-    keep: bool,
-) -> tuple[dict[str, Any], np.ndarray, Grades]:
-    """What came of it, mean bond lengths, and all grades if they are to be kept."""
-    timestep, engine = 0.5, load(model, engine="compiled")
-    guard = Guard(model, "warn", report=lambda line: None)
-    numbers, positions = [atoms.numbers] * count, [atoms.positions] * count
-    replicas = Replicas(engine, numbers, positions, temperatures=kelvin, seeds=1000)
-    replicas.minimize()
-    start = Atoms(atoms.numbers, replicas.positions[0])
-    bonds, watch = Bonds(start, usual), ReplicaGuard(guard)
-    assert isinstance(guard.grader, FeatureGrader)
-    kept = Grades(watch, guard.grader)
-    replicas.observers += [bonds, watch, kept] if keep else [bonds, watch]
-    replicas.step(round(1000 * ps / timestep))
-    broken = {r: bonds.broken.get(r, step) for r, step in replicas.lost.items()}
-    first: dict[int, Any] = {}
-    for flag in guard.flags:
-        first.setdefault(int(flag.system or 0), flag)
-    early = [r for r, step in broken.items() if r in first and first[r].step < step]
-    row = {
-        "kelvin": kelvin,
-        "runs": count,
-        "ps": ps,
-        "broken": len(broken),
-        "flagged_before_break": len(early),
-        "lead_fs": sorted(timestep * (broken[r] - first[r].step) for r in early),
-        "missed_fs": sorted(timestep * broken[r] for r in set(broken) - set(early)),
-        "flagged_but_whole": len([r for r in first if r not in broken]),
-        "first_for_its_lengths": len([f for f in first.values() if f.reason]),
-        "largest_grade": min(guard.largest[0], 1e9),
+def settings_of(name: str, part: Part, info: ModelInfo) -> Json:
+    """What decides the numbers: the part, the weights, and the rule of the guard."""
+    molecules = {n: find(n).molecule.key for n in (*part.molecules, *part.large)}
+    told = {
+        "part": {"name": name, **asdict(part)},
+        "model": {"name": info.name, "sha256": info.sha256},
+        "rule": {"interval": INTERVAL, "look": LOOK, "checks": CHECKS, "line": 1.0, "sure": SURE},
+        "molecules": molecules,
+        "broken": {"departure": BOND_DEPARTURE, "every": EVERY},
+        "runs": {"seed": SEED, "batch_atoms": BATCH_ATOMS},
     }
-    return row, bonds.mean, kept
+    return json.loads(json.dumps(told))  # as it will be read back
 
 
-app = typer.Typer(add_completion=False)
+def file_of(part: str, mode: str, model: str) -> Path:
+    folder = DEV if mode == "dev" else RESULTS
+    return folder / f"{of_model(f'runs-{part}', model)}.json"
+
+
+def chosen(
+    part: str,
+    mode: str,
+    molecules: str = "",
+    ps: float | None = None,
+    runs: int | None = None,
+    timestep: float | None = None,
+) -> Part:
+    """A part as it is in a mode, less what is given."""
+    found = MODES[mode][known(part, MODES[mode])]
+    given: Json = {"ps": ps, "runs": runs, "timestep": timestep}
+    if molecules:  # these, and no others
+        given |= {"molecules": tuple(m.strip() for m in molecules.split(","))}
+        given |= {"large": (), "large_runs": 0}
+    found = replace(found, **{k: v for k, v in given.items() if v is not None})
+    return replace(found, molecules=expanded(found.molecules))
+
+
+Mode = Annotated[str, typer.Option("--mode", help="dev or standard")]
 
 
 @app.command()
 def run(
-    model: str,
-    molecules: Annotated[str, typer.Option(help="With commas between.")] = ",".join(MOLECULES),
-    ps: float = 10.0,
-    replicas: int = 7,
-    hot: Annotated[str, typer.Option(help="K, with commas between.")] = "1000,2000,3000",
-    hot_ps: float = 2.0,
-    hot_replicas: int = 8,
-    grades: Annotated[Path | None, typer.Option(help="Folder for all grades, npz.")] = None,
+    part: Annotated[str, typer.Option(help="calm, warm, breaks or melting")] = "calm",
+    mode: Mode = "dev",
+    model: Annotated[str, typer.Option(help="name, or a .safetensors file")] = "pretrained-visnet",
+    molecules: Annotated[str, typer.Option(help="with commas between; else the part's")] = "",
+    ps: Annotated[float | None, typer.Option(help="of a run; else the part's")] = None,
+    runs: Annotated[int | None, typer.Option(help="of each molecule and temperature")] = None,
+    timestep: Annotated[float | None, typer.Option(help="fs")] = None,
+    engine: Annotated[str, typer.Option(help="auto, compiled or eager")] = "",
+    threads: int = 1,
+    grades: Annotated[Path | None, typer.Option(help="folder for all grades, npz")] = None,
 ) -> None:
-    """Simulate at 300 K and at every hot temperature; add the results to results/runs.json."""
-    torch.set_num_threads(1)
+    """Simulate what is not in the results yet."""
+    asked = chosen(part, known(mode, MODES), molecules, ps, runs, timestep)
     path = resolve(model)
-    name = load_potential(path)[1].name
-    stages = [(300.0, ps, replicas)]
-    stages += [(float(t), hot_ps, hot_replicas) for t in hot.split(",") if t]
-    for which in molecules.split(","):
-        atoms, usual, rows = molecule(which), None, []
-        for kelvin, time, count in stages:
-            row, mean, kept = simulated(path, atoms, kelvin, time, count, usual, grades is not None)
-            usual = mean if usual is None else usual
-            rows.append(row)
-            typer.echo(f"{which}: {json.dumps(row)}")
-            if grades is not None:
-                grades.mkdir(parents=True, exist_ok=True)
-                out = grades / f"{name}-{which.replace(' ', '_')}-{kelvin:g}.npz"
-                np.savez(out, grades=np.stack(kept.rows), lengths=np.stack(kept.lengths))
-        _add(name, which, rows)
-    render()
+    info = load_potential(path)[1]
+    settings, file = settings_of(part, asked, info), file_of(part, mode, info.name)
+    typed = {"part": part, "mode": mode, "model": info.name, "molecules": molecules, "ps": ps}
+    typed |= {"runs": runs, "timestep": timestep, "engine": engine, "threads": threads}
+    result: Json = {"command": command(typed), "rows": {}} | begun_at(file, settings)
+    torch.set_num_threads(threads)
+    opened = load(path, engine or ("eager" if mode == "dev" else "compiled"))
+    grader = FeatureGrader(path)
+    atoms = {name: len(find(name).molecule.numbers) for name in settings["molecules"]}
+    typer.echo(f"{asked.seconds(atoms) / 3600:.2g} core-hours at 200 µs an atom and step, at most")
+    for name, kelvin, count in asked.jobs():
+        key = f"{name} | {kelvin:g}"
+        if key in result["rows"]:
+            continue
+        where = None if grades is None else grades / f"{info.name}-{name}-{kelvin:g}"
+        begin = time.process_time()
+        row = simulate(opened, grader, find(name), kelvin, asked, count, where)
+        row |= {"molecule": name, "kelvin": kelvin, "engine": opened.engine}
+        row["core_hours"] = round((time.process_time() - begin) / 3600, 4)
+        result["rows"][key] = row
+        write_results(file, result)
+        typer.echo(f"{key}: {line(row)}")
 
 
-def _add(model: str, which: str, rows: list[dict[str, Any]]) -> None:
-    file = RESULTS / "runs.json"
-    told = json.loads(file.read_text()) if file.is_file() else {}
-    told.setdefault(model, {})[which] = rows
-    RESULTS.mkdir(exist_ok=True)
-    file.write_text(json.dumps(told, indent=1) + "\n")
+def command(options: Json) -> str:
+    """What was typed, but for the folder of a model file."""
+    words = [f"--{k} {v}" for k, v in options.items() if v not in (None, "")]
+    return " ".join(["python -m benchmarks.guard.runs run", *words])
 
 
 @app.command()
 def render() -> None:
-    """results/runs.md from results/runs.json."""
-    told = json.loads((RESULTS / "runs.json").read_text())
-    lines = [
-        "| model | molecule | K | runs x ps | flagged, whole | broke | of these flagged before "
-        "| fs before: least, median |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for model, molecules in told.items():
-        every = [row for rows in molecules.values() for row in rows]
-        for which, rows in molecules.items():
-            lines += [f"| {model} | {which} | {_cells([row])} |" for row in rows]
-        for kelvin in sorted({row["kelvin"] for row in every}):
-            chosen = [row for row in every if row["kelvin"] == kelvin]
-            lines.append(f"| {model} | *all* | {_cells(chosen)} |")
-    (RESULTS / "runs.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    typer.echo("\n".join(lines))
+    """results/runs.md from results/runs-*.json."""
+    found = [read_results(path) for path in sorted(RESULTS.glob("runs-*.json"))]
+    if not any(result["rows"] for result in found):
+        raise typer.BadParameter("there are no results yet: `run --mode standard`")
+    text = page(found)
+    write_atomically(RESULTS / "runs.md", text.encode())
+    typer.echo(text)
 
 
-def _cells(rows: list[dict[str, Any]]) -> str:
-    def total(key: str) -> int:
-        return sum(row[key] for row in rows)
+def line(row: Json) -> str:
+    """What came of a row, for whoever waits."""
+    whole = row["runs"] - row["broken"]
+    return (
+        f"{row['broken']} of {row['runs']} broke, {row['flagged_before_break']} of them flagged "
+        f"before; {row['flagged_but_whole']} of {whole} whole ones flagged"
+    )
 
+
+HEADER = (
+    "molecule",
+    "K",
+    "runs x ps",
+    "whole, flagged",
+    "broke, flagged before",
+    "fs before: least, median",
+)
+
+
+def page(results: list[Json]) -> str:
+    """A table of every file, with what all its molecules say together; Wilson's 95 % intervals."""
+    parts = ["# Runs under the guard"]
+    for result in results:
+        rows = list(result["rows"].values())
+        s = result["settings"]
+        temperatures = sorted({row["kelvin"] for row in rows})
+        every = [_cells("*all*", [r for r in rows if r["kelvin"] == t]) for t in temperatures]
+        hours = sum(row["core_hours"] for row in rows)
+        rule = "Checks every {interval} steps, lengths every {look}; a flag is {checks} checks in a"
+        rule = f"{rule} row above {{line:g}}, or one above {{sure:g}}.".format(**s["rule"])
+        parts += [
+            f"## {s['part']['name']}: {s['model']['name']}",
+            "\n".join(verdict([r for r in rows if r["kelvin"] == t]) for t in temperatures),
+            table(HEADER, [*every, *(_cells(r["molecule"], [r]) for r in rows)]),
+            f"`{result['command']}`",
+            f"Time step {s['part']['timestep']:g} fs, friction {s['part']['friction']:g}/ps. "
+            f"{rule} {hours:.2g} core-hours. Weights (SHA-256): {s['model']['sha256'][:8]}. Commit "
+            f"{result['commit']}; {result['machine']}.",
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def verdict(rows: list[Json]) -> str:
+    """A sentence for one temperature. That a flag came before a break says little where whole runs
+    are flagged as often, so the two stand side by side."""
+    kelvin, broke = rows[0]["kelvin"], _total(rows, "broken")
+    whole = _total(rows, "runs") - broke
+    flagged = _share(_total(rows, "flagged_but_whole"), whole)
+    what = "false stops" if kelvin == 300.0 else "whole runs that were flagged"
+    text = f"- {kelvin:g} K: {what}: {flagged}"
+    if broke:
+        text += f"; flagged before the break: {_share(_total(rows, 'flagged_before_break'), broke)}"
+    return text
+
+
+def _total(rows: list[Json], key: str) -> int:
+    return sum(row[key] for row in rows)
+
+
+def _share(count: int, of: int) -> str:
+    """'3 of 404, 0.743 % (0.253 to 2.16)'"""
+    if not of:
+        return "–"
+    value, low, high = (100 * x for x in fraction(count, of))
+    return f"{count} of {of}, {value:.3g} % ({low:.3g} to {high:.3g})"
+
+
+def _cells(name: str, rows: list[Json]) -> list[str]:
     lead = [fs for row in rows for fs in row["lead_fs"]]
-    told = f"{min(lead):g}, {np.median(lead):g}" if lead else "–"
-    runs = f"{total('runs')} x {rows[0]['ps']:g}"
-    counts = [total(k) for k in ("flagged_but_whole", "broken", "flagged_before_break")]
-    return " | ".join([f"{rows[0]['kelvin']:g}", runs, *map(str, counts), told])
+    broke, runs = _total(rows, "broken"), _total(rows, "runs")
+    return [
+        name,
+        f"{rows[0]['kelvin']:g}",
+        f"{runs} x {rows[0]['ps']:g}",
+        _share(_total(rows, "flagged_but_whole"), runs - broke),
+        _share(_total(rows, "flagged_before_break"), broke),
+        f"{min(lead):g}, {np.median(lead):g}" if lead else "–",
+    ]
 
 
 if __name__ == "__main__":

@@ -16,14 +16,13 @@ import numpy as np
 
 from benchmarks.accuracy.experiment import begun_at, write_results
 from benchmarks.headline.molecules import ROOT, Problem, chosen, tested
-from benchmarks.headline.settings import Case, Mode, Starts, cases, recipe
-from mlpot.analysis.criteria import judge
+from benchmarks.headline.settings import Case, Mode, Starts, cases, recipe, shared_recipe
+from mlpot.analysis.criteria import FAILURES, INTEGRATOR, Verdict, judge
 from mlpot.analysis.records import Folder, failures_of, read_trajectory
 from mlpot.analysis.stability import Content
 from mlpot.analysis.stability import run as simulate
 from mlpot.analysis.subjects import subject
 from mlpot.data.splits import fingerprint
-from mlpot.errors import DataError
 from mlpot.models.checkpoint import load_potential
 from mlpot.train.finetune import evaluate, finetune
 from mlpot.train.losses import Errors
@@ -35,8 +34,10 @@ STATE = ROOT / "runs" / "headline"
 
 
 def settings_of(mode: Mode, starts: Starts, problems: Sequence[Problem]) -> Json:
-    """What decides the numbers."""
+    """What decides the numbers; recipe and simulation too, whose defaults may change."""
     told = asdict(mode)
+    told["recipe"] = shared_recipe(mode, starts)
+    told["scenario"] = asdict(mode.scenario)
     told["draws"] = {str(frames): count for frames, count in mode.draws.items()}
     told["molecules"] = {p.name: fingerprint([*p.learn, *_all(p.tests)]) for p in problems}
     told["models"] = {start: info.sha256 for start, info in starts.infos.items()}
@@ -81,7 +82,8 @@ class Experiment:
     def _begun(self, absent: dict[str, str]) -> Json:
         settings = settings_of(self.mode, self.starts, list(self.problems.values()))
         described = {p.name: _described(p, self.mode) for p in self.problems.values()}
-        new = {"absent": absent, "molecules": described, "trainings": {}, "models": {}}
+        new: Json = {"absent": absent, "molecules": described, "trainings": {}, "models": {}}
+        new["failed"] = {}  # case -> what failed in its simulations, which are tried again
         return new | begun_at(self.file, settings)
 
     def run(self) -> None:
@@ -100,9 +102,11 @@ class Experiment:
                 self.report(f"{key}: {trainings[key]['validation_meV']}")
         if case.key not in models:
             rate = best_rate(trainings, case, self.mode.rates)
-            models[case.key] = self._driven(case, rate)
+            driven, failed = self._driven(case, rate)
+            self.result["failed"].pop(case.key, None)
+            (self.result["failed"] if failed else models)[case.key] = failed or driven
             write_results(self.file, self.result)
-            self.report(f"{case.key}: {stable_of(models[case.key])}")
+            self.report(f"{case.key}: {failed or stable_of(driven)}")
 
     def _folder(self, case: Case, rate: float) -> Path:
         return self.state / case.folder / f"rate-{rate:g}"
@@ -122,7 +126,8 @@ class Experiment:
             "core_hours": round((time.process_time() - begin[1]) / 3600, 5),
         }
 
-    def _driven(self, case: Case, rate: float) -> Json:
+    def _driven(self, case: Case, rate: float) -> tuple[Json, str]:
+        """The row of a model, and what failed in its simulations."""
         problem = self.problems[case.molecule]
         path = self._folder(case, rate) / "model.safetensors"
         model = load_potential(path)[0]
@@ -133,9 +138,9 @@ class Experiment:
         content = Content([self.mode.scenario], [problem.molecule])
         out = self.state / case.folder / "simulations"
         begin = time.perf_counter()
-        folder = simulate(subject(str(path)), content, out, report=self.report)
-        rows = verdicts(folder, problem)
-        return {
+        folder = simulate(subject(str(path)), content, out, retry=True, report=self.report)
+        rows, failed = verdicts(folder, problem)
+        driven = {
             **case._asdict(),
             "learning_rate": rate,
             "test_meV": errors,
@@ -143,6 +148,7 @@ class Experiment:
             "minutes": round((time.perf_counter() - begin) / 60, 3),
             "core_hours": round(sum(row.pop("cpu_seconds") for row in rows) / 3600, 5),
         }
+        return driven, failed
 
 
 def training_key(case: Case, rate: float) -> str:
@@ -159,26 +165,31 @@ def best_rate(trainings: dict[str, Json], case: Case, rates: Sequence[float]) ->
     return min(rates, key=loss)
 
 
-def verdicts(folder: Folder, problem: Problem) -> list[Json]:
-    """The rules of `mlpot stability` on every run, for the bonds that are judged.
+def verdicts(folder: Folder, problem: Problem) -> tuple[list[Json], str]:
+    """The rules of `mlpot stability` on every run, for the bonds that are judged; and in a sentence
+    which runs have failed, "" if none has.
 
     Lengths are compared with means of the reference method, not of the model's own simulations:
     every start is measured by the same.
-
-    Raises:
-        DataError: a run has failed.
     """
     records = {r["key"]: r for r in folder.records()}
     planned = folder.suite().runs
-    if missing := [key for key in planned if key not in records]:
-        why = set(failures_of(folder.records_file).values()) or {"they were cut off"}
-        raise DataError(f"{len(missing)} simulations in {folder.path.name} failed: {why}")
-    return [_verdict(records[key], folder, problem) for key in planned]
+    why = list(failures_of(folder.records_file).values())
+    rows = []
+    for record in (records[key] for key in planned if key in records):
+        found = _verdict(record, folder, problem)
+        if not found.broke and found.cause in FAILURES:  # says nothing of the potential
+            why.append(record["reason"] or found.cause)
+            continue
+        rows.append(_row(record, found))
+    missing = len(planned) - len(rows)
+    reasons = "; ".join(sorted(set(why))) or "they were cut off"
+    return rows, f"{missing} of {len(planned)} simulations failed: {reasons}" if missing else ""
 
 
-def _verdict(record: Json, folder: Folder, problem: Problem) -> Json:
-    positions = read_trajectory(folder.trajectory(record["id"]))
-    found = judge(
+def _verdict(record: Json, folder: Folder, problem: Problem) -> Verdict:
+    positions, last = read_trajectory(folder.trajectory(record["id"])), record["last"]
+    return judge(
         problem.molecule.numbers,
         problem.bonds,
         problem.lengths,
@@ -188,7 +199,12 @@ def _verdict(record: Json, folder: Folder, problem: Problem) -> Json:
         np.arange(len(positions)) * record["interval"] / 1000,
         end=record["steps"] * record["timestep"] / 1000,
         lost=record["lost"],
+        ending=record["ending"] or INTEGRATOR,
+        last=None if last is None else np.array(last, dtype=np.float64),
     )
+
+
+def _row(record: Json, found: Verdict) -> Json:
     return {
         "temperature": record["temperature"],
         "seed": record["seed"],

@@ -15,6 +15,7 @@ from mlpot.analysis.criteria import BOND_DEPARTURE, bond_lengths, bond_name, fin
 from mlpot.analysis.molecules import Molecule
 from mlpot.data.formats import read
 from mlpot.data.record import Record
+from mlpot.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"
@@ -146,7 +147,15 @@ def spread(records: Sequence[Record], count: int) -> list[Record]:
 
 
 def chosen(learn: Sequence[Record], frames: int, seed: int) -> list[Record]:
-    """The few frames; those of a smaller number are among those of a larger one."""
+    """The few frames; those of a smaller number are among those of a larger one.
+
+    Raises:
+        DataError: there are not so many.
+    """
+    if frames > len(learn):
+        raise DataError(
+            f"{frames} frames are asked for and there are {len(learn)}; ask for fewer, or make more"
+        )
     order = np.random.default_rng(seed).permutation(len(learn))
     return [learn[i] for i in order[:frames]]
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks.headline.molecules import MOLECULES
 from mlpot.analysis.scenarios import Scenario
@@ -145,3 +145,15 @@ def recipe(case: Case, rate: float, level: str, mode: Mode, starts: Starts) -> F
             compile=mode.compile,
         ),
     )
+
+
+def shared_recipe(mode: Mode, starts: Starts) -> dict[str, Any]:
+    """What the recipes of all cases have in common, as JSON: all but names, levels of theory,
+    learning rates and seeds; frames to judge by for each number of frames."""
+    each = {n: recipe(Case("", n, 0, ""), mode.rates[0], "", mode, starts) for n in mode.draws}
+    told = next(iter(each.values())).model_dump(mode="json")
+    for name in ("name", "level"):
+        del told[name]
+    for name in ("learning_rate", "seed"):
+        del told["loop"][name]
+    return told | {"validation": {str(n): r.validation for n, r in each.items()}}

@@ -74,6 +74,18 @@ class Mode:
     tested: int
     compile: str = "auto"
 
+    @property
+    def scenario(self) -> Scenario:
+        """Of the simulations that judge: as the ladder of `mlpot stability`, at 1 fs."""
+        return Scenario(
+            "ladder", ("own",), self.temperatures, self.picoseconds, self.seeds, timestep=1.0
+        )
+
+    @property
+    def labels(self) -> int:
+        """Frames that refinement may have labelled, at most."""
+        return self.refinement.initial + self.refinement.rounds * self.refinement.frames
+
 
 MODES = {
     "dev": Mode(
@@ -92,7 +104,8 @@ MODES = {
         "bicyclopentylamine",
         50,
         2,
-        RefineSettings((300.0, 600.0, 1000.0), ps=5.0, replicas=4, rounds=5, initial=10),
+        # 10 + 5 x 28 labels: the control takes as many from the reference's 150 hot frames
+        RefineSettings((300.0, 600.0, 1000.0), ps=5.0, replicas=4, rounds=5, frames=28, initial=10),
         2000,
         (600.0, 1000.0),
         10.0,
@@ -112,18 +125,31 @@ class Experiment:
 
     Raises:
         InputError: ``results`` was begun under other settings.
-        DataError: the molecule's frames are absent.
+        DataError: the molecule's frames are absent, or too few for the controls.
     """
 
     def __init__(self, mode: Mode, results: Path, state: Path, report: Callable[[str], None]):
         self.mode, self.state, self.file, self.report = mode, state, results, report
         self.problem = _problem(mode.molecule)
         told = {**asdict(mode), "refinement": mode.refinement.told()}
+        told["refinement"]["rounds"] = mode.refinement.rounds
         told["recipe"] = self._recipe().model_dump(mode="json")
+        told["scenario"] = asdict(mode.scenario)
         told["data"] = fingerprint([*self.problem.learn, *self._hot()])
         settings = json.loads(json.dumps(told))
-        new = {"level": self.problem.level, "refinements": {}, "models": {}}
+        new: Json = {"level": self.problem.level, "refinements": {}, "models": {}}
+        new["failed"] = {}  # model -> what failed in its simulations, which are tried again
         self.result = new | begun_at(results, settings)
+        self._check_controls()
+
+    def _check_controls(self) -> None:
+        """As many frames as refinement may take, before hours have been spent on it."""
+        for name, frames in ((COLD, self.problem.learn[self.mode.frames :]), (HOT, self._hot())):
+            if self.mode.labels > len(frames):
+                raise DataError(
+                    f"refinement may label {self.mode.labels} frames, and for the control "
+                    f"{name!r} there are {len(frames)}. Let it take fewer frames or rounds"
+                )
 
     def run(self) -> None:
         """Do what has not been done."""
@@ -209,22 +235,22 @@ class Experiment:
     def _measure(self, draw: int, name: str, path: Path, frames: int) -> None:
         """Errors on frames of the reference, and simulations."""
         model, info = load_potential(path)
-        key, mode = f"{name} | {draw}", self.mode
+        key = f"{name} | {draw}"
         if self.result["models"].get(key, {}).get("sha256") == info.sha256:
             return
         errors = {f"{t:g}": millis(evaluate(model, f)) for t, f in self._tests().items()}
-        scenario = Scenario(
-            "ladder", ("own",), mode.temperatures, mode.picoseconds, mode.seeds, timestep=1.0
-        )
-        content = Content([scenario], [self.problem.molecule])
+        content = Content([self.mode.scenario], [self.problem.molecule])
         out = path.parent / "simulations"
-        folder = simulate(subject(str(path)), content, out, report=lambda text: None)
-        runs = verdicts(folder, self.problem)
+        folder = simulate(subject(str(path)), content, out, retry=True, report=lambda text: None)
+        runs, failed = verdicts(folder, self.problem)
         row = {"name": name, "draw": draw, "frames": frames, "sha256": info.sha256}
-        self.result["models"][key] = {**row, "test_meV": errors, "runs": runs}
+        row |= {"test_meV": errors, "runs": runs}
+        self.result["failed"].pop(key, None)
+        self.result["failed" if failed else "models"][key] = failed or row
         write_results(self.file, self.result)
         stable = [run["stable_ps"] for run in runs]
-        self.report(f"{key}: {frames} labels, stable for {sum(stable) / len(stable):.2f} ps")
+        told = f"stable for {sum(stable) / len(stable):.2f} ps" if stable else ""
+        self.report(f"{key}: {frames} labels, {failed or told}")
 
 
 def _problem(molecule: str) -> Problem:

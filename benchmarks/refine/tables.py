@@ -3,7 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.accuracy.experiment import fill, table
+from benchmarks.headline.statistics import Estimate, Groups, gain, median_time
+from benchmarks.headline.tables import told
 from benchmarks.refine.experiment import COLD, HOT
 from mlpot.analysis.intervals import bootstrap_mean
 
@@ -34,11 +38,74 @@ def block(result: Json) -> str:
             f"{s['repeats']} times from other frames. Mean of {s['seeds']} simulations of each"
             f" model, {s['picoseconds']:g} ps at most (95 % interval over simulations), and how"
             " many were whole to their end; forces in meV/Å. As many frames that nothing chose are"
-            " the controls, trained in the same way.",
+            " the controls, trained in the same way. Ratios are of medians (95 % intervals over"
+            " repeats and simulations; ≥ where the median run was whole to its end).",
+            "",
+            *verdicts(result),
             "",
             table(header, rows),
         ]
     )
+
+
+def verdicts(result: Json) -> list[str]:
+    """A line for each temperature: does refinement extend the stable time, and do as many frames
+    that nothing chose do it too?"""
+    models, end = list(result["models"].values()), result["settings"]["picoseconds"]
+    last = _last(result)
+    lines = []
+    for kelvin in result["settings"]["temperatures"]:
+        after = _times(last, kelvin)
+        line = f"- {kelvin:g} K: median stable time {told(median_time(after, end))} ps"
+        before = _times([m for m in models if m["name"] == "start"], kelvin)
+        found = gain(after, before, end)
+        line += (
+            f" after the last round, {told(median_time(before, end))} ps before: {_words(found)}"
+        )
+        for name in (COLD, HOT):
+            control = _times([m for m in models if m["name"] == name], kelvin)
+            if found := gain(after, control, end):
+                at = told(median_time(control, end))
+                line += f"; {name}: {at} ps, refinement against it {_words(found)}"
+        lines.append(f"{line}.")
+    lines += [f"- Not counted, {k}: {why}." for k, why in result.get("failed", {}).items()]
+    return lines
+
+
+def _last(result: Json) -> list[Json]:
+    """The model of the last round of every repeat, where that has been measured."""
+    keys = []
+    for draw, refinement in result["refinements"].items():
+        trained = [row["round"] for row in refinement["rounds"] if row["trained"]]
+        keys.append(f"after round {max(trained, default=-1)} | {draw}")
+    return [result["models"][key] for key in keys if key in result["models"]]
+
+
+def _times(models: list[Json], kelvin: float) -> Groups:
+    """Draw -> ps until each run broke; infinite for one that was whole to its end."""
+    return {
+        str(m["draw"]): [
+            np.array(
+                [
+                    run["stable_ps"] if run["broke"] else np.inf
+                    for run in m["runs"]
+                    if run["temperature"] == kelvin
+                ]
+            )
+        ]
+        for m in models
+    }
+
+
+def _words(found: Estimate | None) -> str:
+    """'≥ 20 (3.1 to 20) times, extended'"""
+    if found is None:
+        return "not measured"
+    if found.bound == "?":
+        return "both outlast the runs"
+    longer, shorter = found.low > 1, found.high < 1
+    word = "extended" if longer else "shortened" if shorter else "no clear difference"
+    return f"{told(found)} times, {word}"
 
 
 def page(result: Json) -> str:

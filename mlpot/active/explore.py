@@ -28,10 +28,14 @@ THERMAL_SPACING = 0.05
 
 
 class Scout:
-    """Observer of the replicas: asks the guard, collects frames, and takes out what is debris or
-    has been outside for long enough.
+    """Observer of the replicas: reads what the guard found, collects frames, and takes out what is
+    debris or has been outside for long enough.
+
+    It comes after the guard among the observers and is called as often, at looks between checks
+    too: a hydrogen leaves in less than 10 fs, so at the next check there is only debris.
 
     Args:
+        look: the guard; None where the model knows no training set.
         thermal: replicas whose frames are candidates as long as nothing flags them.
 
     Attributes:
@@ -44,15 +48,14 @@ class Scout:
         structure: Structure,
         settings: RefineSettings,
         temperatures: NDArray[np.float64],
-        guard: Guard | None,
+        look: ReplicaGuard | None,
         thermal: frozenset[int],
     ):
-        self.guard = guard
-        self.interval = INTERVAL if guard is None else guard.interval
+        self.interval = LOOK if look is None else look.interval
         self.candidates: list[Atoms] = []
         self.rejected: list[Atoms] = []
         self.ended: dict[int, str] = {}
-        self._look = None if guard is None else ReplicaGuard(guard)
+        self._look = look
         self._structure, self._settings = structure, settings
         self._temperatures, self._thermal = temperatures, thermal
         self._sanity = Sanity(structure.numbers, structure.positions)
@@ -62,8 +65,6 @@ class Scout:
 
     def __call__(self, replicas: Replicas) -> None:
         """Called by `Replicas` every `interval` steps."""
-        if self._look is not None:
-            self._look(replicas)
         positions, step = replicas.positions, replicas.steps
         flags = self.first_flags()
         gone = []
@@ -76,7 +77,8 @@ class Scout:
                 gone.append(r)
                 continue
             self._sound[r] = frame
-            self._consider(r, step, frame, flagged=r in flags)
+            if self._checked(r, step):
+                self._consider(r, step, frame, flagged=r in flags)
             if r in flags and step >= flags[r].step + self._settings.steps_in(
                 self._settings.linger
             ):
@@ -87,7 +89,7 @@ class Scout:
     def first_flags(self) -> dict[int, Flag]:
         """Replica -> the first flag of it."""
         found: dict[int, Flag] = {}
-        for flag in [] if self.guard is None else self.guard.flags:
+        for flag in [] if self._look is None else self._look.guard.flags:
             assert flag.system is not None
             found.setdefault(flag.system, flag)
         return found
@@ -101,12 +103,18 @@ class Scout:
             if self._kept.get(r, -1) < frame.info["step"]:
                 self._add(r, frame, LAST)
 
+    def _checked(self, r: int, step: int) -> bool:
+        """Was this replica graded just now? Without a guard, whether it would have been."""
+        if self._look is None:
+            return step % INTERVAL == 0
+        return self._look.graded.get(r) == step
+
     def _consider(self, r: int, step: int, frame: Atoms, flagged: bool) -> None:
         since = step - self._kept.get(r, -(10**9))
         steps_in = self._settings.steps_in
         if flagged:
-            assert self.guard is not None
-            outside = frame.info["extrapolation_grade"] > self.guard.line
+            assert self._look is not None
+            outside = frame.info["extrapolation_grade"] > self._look.guard.line
             # the first frame outside counts, however shortly before a thermal one was kept
             fresh = r not in self._outside
             if outside and (fresh or since >= steps_in(self._settings.spacing)):
@@ -128,7 +136,7 @@ class Scout:
             "step": step,
             "time_ps": step * self._settings.timestep / 1000,
         }
-        if self._look is not None:
+        if self._look is not None and self._checked(r, step):
             grades = np.nan_to_num(self._look.latest[r], posinf=1e9)
             told |= {"extrapolation_grade": float(grades.max()), "atom": int(grades.argmax())}
         return Atoms(self._structure.numbers, positions - positions.mean(axis=0), info=told)
@@ -171,7 +179,8 @@ def explore(
     guard = Guard(run.model, "warn", **often) if run.guarded else None
     low = run.temperatures == min(settings.temperatures)
     thermal = frozenset(low.nonzero()[0].tolist() if run.number == 0 else ())
-    scout = Scout(structure, settings, run.temperatures, guard, thermal)
+    look = None if guard is None else ReplicaGuard(guard)
+    scout = Scout(structure, settings, run.temperatures, look, thermal)
     with torch_threads(settings.threads):
         model = load(run.model, _engine(run, settings, structure))
         start = _relaxed(structure, Replicas(model, [structure.numbers], [structure.positions]))
@@ -186,10 +195,10 @@ def explore(
             friction=settings.friction,
             seeds=run.seed,
         )
-        replicas.observers.append(scout)
+        replicas.observers += [scout] if look is None else [look, scout]
         with Bar(settings.steps, settings.timestep, progress, console) as bar:
             while bar.done < settings.steps and replicas.alive.any():
-                count = min(scout.interval, settings.steps - bar.done)
+                count = min(INTERVAL, settings.steps - bar.done)
                 replicas.step(count)
                 bar.advance(count)
                 if progress and replicas.alive.any():

@@ -168,9 +168,9 @@ class _Loop:
         return outcome
 
     def _outcome(self, number: int, seen: dict[str, Any]) -> str:
-        top = max(self.settings.temperatures)
-        hottest = [r for r in seen["replicas"] if r["temperature"] == top]
-        quiet = seen["guarded"] and all(r["flag_ps"] is None and not r["end"] for r in hottest)
+        # at every temperature: heat is not all that leads a molecule out
+        calm = all(r["flag_ps"] is None and not r["end"] for r in seen["replicas"])
+        quiet = seen["guarded"] and calm
         # a model of another level of theory is not done, however far its simulations get
         if quiet and (number or (self.start.same_level and not self.data)):
             return QUIET

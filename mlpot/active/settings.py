@@ -16,7 +16,7 @@ class RefineSettings:
     """How to simulate, and which frames to label.
 
     Attributes:
-        temperatures: K; the highest decides when the guard is quiet.
+        temperatures: K; it is done when the guard is quiet at all of them.
         ps: length of every simulation, ps.
         replicas: copies of the molecule at each temperature.
         rounds: trainings at most; after the last one the model is simulated once more.

@@ -136,7 +136,18 @@ GuardOption = Annotated[
 ]
 GuardModel = Annotated[
     str | None,
-    typer.Option(help="The .safetensors file that an exported model was made from, for --guard."),
+    typer.Option(
+        help="For --guard: the .safetensors file that an exported model was made from; or several "
+        "models of the same data (a.safetensors,b.safetensors), whose disagreement about forces "
+        "then counts as well."
+    ),
+]
+GuardUnit = Annotated[
+    float | None,
+    typer.Option(
+        help="Disagreement of several guard models at grade 1, eV/Å; left out, three times the "
+        "force error on frames held back in training, where their files tell it."
+    ),
 ]
 Minimize = Annotated[bool, typer.Option(help="Relax the geometry a little before the start.")]
 NoPbc = Annotated[bool, typer.Option("--no-pbc", help="Ignore a box in the file.")]
@@ -159,6 +170,7 @@ def md(
     friction: Friction = 10.0,
     guard: GuardOption = Guard.auto,
     guard_model: GuardModel = None,
+    guard_unit: GuardUnit = None,
     seed: Seed = 0,
     replicas: Replicas = 1,
     host: HostOption = Host.openmm,
@@ -175,11 +187,11 @@ def md(
 ) -> None:
     """Simulate a molecule and save its trajectory, energies and a plot.
 
-    Examples: `mlpot md CCO --ps 5`, `mlpot md protein.pdb --temperature 310 --out runs/protein`,
-    `mlpot md CCO --replicas 32`
+    Examples: `mlpot md CCO --ps 5 --replicas 32`, `mlpot md protein.pdb --temperature 310`
     """
     from mlpot.md.simulate import simulate
 
+    guarded: Any = {"guard": guard.value, "guard_model": guard_model, "guard_unit": guard_unit}
     summary = simulate(
         _read(structure, not no_pbc, seed),
         model,
@@ -199,8 +211,7 @@ def md(
         platform=platform,
         threads=threads,
         minimize=minimize,
-        guard=guard.value,
-        guard_model=guard_model,
+        **guarded,
         overwrite=overwrite,
         progress=not quiet,
         report=aside,
@@ -260,6 +271,8 @@ def _guarded(told: dict[str, Any]) -> str:
     count, largest = len(told["flags"]), told["largest"]
     grade = "infinite" if largest["grade"] is None else f"{largest['grade']:.2f}"
     seen = f"the largest extrapolation grade was {grade} (step {largest['step']:,})"
+    if told["left_out_frames"]:
+        seen += f"; {counted(told['left_out_frames'], 'frame')} beyond the first were not saved"
     if not count:
         return f"inside what the model was trained on: {seen}"
     return f"left what the model was trained on {counted(count, 'time')}: {seen}"

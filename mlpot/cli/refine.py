@@ -48,7 +48,7 @@ Temperatures = Annotated[
     typer.Option(
         "--temperatures",
         "--temperature",
-        help="K, separated by commas: 300,600,1000. It is done when the highest is quiet.",
+        help="K, separated by commas: 300,600,1000. It is done when all are quiet.",
     ),
 ]
 Length = Annotated[float, typer.Option("--ps", help="Length of each simulation, ps.")]

@@ -4,8 +4,10 @@ The features of an atom are read from the eager network, without gradients, so a
 weights a second time and is asked every few steps.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +25,9 @@ from mlpot.models.extrapolation import grade
 from mlpot.neighbors import SKIN, NeighborFinder, build_graph
 from mlpot.zoo import resolve
 
+#: root-mean-square force errors of held-back frames, at grade 1 of a committee
+LARGE = 3.0
+
 
 class Grader:
     """Base of what grades atoms; 1 is the line. A grader defines `grades`.
@@ -32,9 +37,12 @@ class Grader:
         cutoff: Å.
         sees_lengths: whether it knows which lengths of pairs are usual: then `length_grades` gives
             that part of the grades.
+        committee: names of the models whose disagreement counts, and the unit of it (eV/Å), for a
+            log; None if there is no committee.
     """
 
     sees_lengths = False
+    committee: dict[str, Any] | None = None
 
     def __init__(self, info: ModelInfo, cutoff: float, dtype: torch.dtype, device: torch.device):
         self.info, self.cutoff, self.dtype, self.device = info, cutoff, dtype, device
@@ -143,17 +151,19 @@ class CommitteeGrader(Grader):
 
     Args:
         models: zoo names, files, or loaded models; at least two.
-        unit: eV/Å at grade 1.
+        unit: eV/Å at grade 1; None takes `committee_unit`.
+
+    Raises:
+        InputError: members that do not fit together, or that do not say how wrong they are.
     """
 
-    def __init__(self, models: Sequence[str | Path | DeployedModel], unit: float):
-        if len(models) < 2 or not unit > 0:
+    def __init__(self, models: Sequence[str | Path | DeployedModel], unit: float | None = None):
+        if len(models) < 2 or not (unit is None or 0 < unit < math.inf):
             raise InputError(
                 f"a committee needs two models or more and a positive unit (eV/Å), got "
                 f"{len(models)} and {unit}"
             )
         self._members = [m if isinstance(m, DeployedModel) else load(m) for m in models]
-        self._unit = unit
         first = self._members[0]
         for member in self._members[1:]:
             if member.cutoff != first.cutoff or member.info.elements != first.info.elements:
@@ -161,12 +171,94 @@ class CommitteeGrader(Grader):
                     f"{member.info.name} has another cutoff or covers other elements than "
                     f"{first.info.name}; the members of a committee must agree in both"
                 )
+        self.unit = committee_unit([m.info for m in self._members]) if unit is None else unit
+        self.committee = {"members": [m.info.name for m in self._members], "unit": self.unit}
         super().__init__(first.info, first.cutoff, first.dtype, first.device)
 
     def grades(self, graph: Graph) -> Tensor:
         forces = torch.stack([m.predict(graph).forces.detach().cpu() for m in self._members])
-        sigma = (forces - forces.mean(0)).square().sum(2).mean(0).sqrt() / self._unit
+        sigma = (forces - forces.mean(0)).square().sum(2).mean(0).sqrt() / self.unit
         return torch.where(torch.isfinite(sigma), sigma, torch.inf)
+
+
+class JoinedGrader(Grader):
+    """The larger of two grades of an atom: that of features, and that of a committee. Lengths are
+    those that the features' model was trained on."""
+
+    def __init__(self, features: FeatureGrader, committee: CommitteeGrader):
+        if features.cutoff != committee.cutoff:
+            raise InputError(
+                f"{features.info.name} has another cutoff than the committee; give the models of "
+                "one training"
+            )
+        self._features, self._committee = features, committee
+        self.sees_lengths, self.committee = features.sees_lengths, committee.committee
+        super().__init__(features.info, features.cutoff, features.dtype, features.device)
+
+    def grades(self, graph: Graph) -> Tensor:
+        found = [g.grades(graph).cpu().float() for g in (self._features, self._committee)]
+        return torch.maximum(*found)
+
+    def length_grades(self, graph: Graph) -> Tensor:
+        return self._features.length_grades(graph)
+
+    def torn(self, graph: Graph, atom: int) -> Pair | None:
+        return self._features.torn(graph, atom)
+
+
+def committee_unit(members: Sequence[ModelInfo]) -> float:
+    """eV/Å at grade 1 of a committee: three times the root mean square over atoms of |F - F label|
+    that its members had on the frames held back for validation, as their files say.
+
+    Raises:
+        InputError: a file does not say it.
+    """
+    squares = []
+    for info in members:
+        told = info.provenance.get("validation") or {}
+        rmse = told.get("force_rmse")  # of a component
+        if rmse is None or not 0 < rmse < math.inf:
+            raise InputError(
+                f"{info.name} does not say how wrong its forces are on frames held back, which "
+                "draws the line of a committee. Give the disagreement at grade 1 in eV/Å "
+                "(--guard-unit, or guard_unit=)"
+            )
+        squares.append(3.0 * rmse**2)
+    return LARGE * math.sqrt(float(np.mean(squares)))
+
+
+def named_models(models: str | Path) -> list[str]:
+    """Names or files, with commas between; a file whose name has a comma is one."""
+    text = str(models)
+    return [text] if Path(text).is_file() else [m.strip() for m in text.split(",") if m.strip()]
+
+
+def make_grader(models: str | Path | DeployedModel, unit: float | None = None) -> Grader:
+    """What grades: of one model its features; of several (names or files, with commas between)
+    the larger of the features' grade, by the first, and the committee's. Without statistics in the
+    first, the committee alone.
+
+    Args:
+        unit: see `CommitteeGrader`.
+
+    Raises:
+        InputError: a unit for one model; members that do not fit together.
+        ModelFileError: one model, without statistics.
+    """
+    names = [models] if isinstance(models, DeployedModel) else named_models(models)
+    if len(names) < 2:
+        if unit is not None:
+            raise InputError(
+                "a unit is of a committee: give two models or more, with commas between "
+                "(--guard-model a.safetensors,b.safetensors)"
+            )
+        return FeatureGrader(names[0] if names else models)
+    committee = CommitteeGrader(names, unit)
+    return (
+        JoinedGrader(FeatureGrader(names[0]), committee)
+        if has_statistics(names[0])
+        else (committee)
+    )
 
 
 def has_statistics(model: str | Path | DeployedModel) -> bool:

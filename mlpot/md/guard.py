@@ -10,258 +10,52 @@ frames like the training set stay below). Molecules touch the line now and then 
 flag is raised only if one atom is above the line in `checks` checks in a row, or any atom is above
 `sure` at once. What follows belongs to the same excursion until `checks` checks in a row were calm.
 
+Several models, with commas between, are a committee: the grade of an atom is then the larger of
+that of the first model's features and that of their disagreement about its force
+(`make_guard`, `mlpot.deploy.grader.make_grader`).
+
 A hydrogen leaves its bond in less than 10 fs. So between checks, every `look` steps, the lengths of
 pairs are looked at, which takes no network; one that is above `sure` by itself makes it a check.
 """
 
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
-from ase.data import chemical_symbols
 from numpy.typing import ArrayLike, NDArray
 
-from mlpot.deploy.engines import DeployedModel
-from mlpot.deploy.grader import BoundGrader, FeatureGrader, Grader, has_statistics
-from mlpot.errors import InputError, MLPotError
+from mlpot.deploy.grader import has_statistics, make_grader, named_models
+from mlpot.errors import InputError
 from mlpot.graph import Graph
-from mlpot.md.flagged import FlaggedFrames
 from mlpot.md.replicas import Replicas
+from mlpot.md.watch import (
+    CHECKS,
+    INTERVAL,
+    LOOK,
+    POLICIES,
+    SURE,
+    ExtrapolationError,
+    Flag,
+    Guard,
+    Watch,
+)
 from mlpot.units import NM_TO_ANGSTROM
 
-POLICIES = ("warn", "save", "stop")
-
-#: steps between checks: one costs 2 to 4 steps of the compiled engine
-INTERVAL = 100
-
-#: steps between looks at lengths, which see first what breaks; divides INTERVAL
-LOOK = 10
-
-#: checks in a row in which one atom is above the line
-CHECKS = 3
-
-#: grade that needs no confirmation
-SURE = 3.0
-
-
-class ExtrapolationError(MLPotError):
-    """The simulation has left what the model was trained on, and was to stop there."""
-
-
-class Flag(NamedTuple):
-    """Where an excursion began."""
-
-    step: int
-    time: float  # ps
-    atom: int  # index, from 0
-    symbol: str
-    grade: float
-    system: int | None = None  # of several replicas
-    reason: str = ""  # a length between two atoms, if that alone is reason enough
-
-    def describe(self, model: str) -> str:
-        """As one clause."""
-        whose = "" if self.system is None else f"replica {self.system}: "
-        return (
-            f"{whose}atom {self.atom} ({self.symbol}) left what {model} was trained on: "
-            f"extrapolation grade {self.grade:.2f} at step {self.step:,} ({self.time:.6g} ps)"
-            f"{self.reason and f', {self.reason}'}"
-        )
-
-
-class Guard:
-    """What to look for, and what to do about it; one for any number of systems.
-
-    Args:
-        model: the .safetensors file (or zoo name) that holds the statistics, a model loaded from
-            it, or a `Grader`.
-        policy: ``warn`` reports; ``save`` also keeps the frames above the line; ``stop`` keeps
-            them and raises `ExtrapolationError`.
-        save_to: extended XYZ file for these frames, ready for `mlpot label`; added to if it exists.
-        interval: steps between checks.
-        look: steps between looks at lengths alone, if it divides the interval.
-        line, checks, sure: the rule above, in grades.
-        report: told, in a sentence, of every excursion.
-
-    Attributes:
-        every: steps between calls that a host makes of `Watch.look`.
-        flags: of every excursion so far.
-        largest: grade, step, system and atom of the highest grade seen.
-
-    Raises:
-        ModelFileError: the model holds no statistics, or is an exported file.
-    """
-
-    def __init__(
-        self,
-        model: str | Path | DeployedModel | Grader,
-        policy: Literal["warn", "save", "stop"] = "warn",
-        *,
-        save_to: str | Path = "extrapolated.xyz",
-        interval: int = INTERVAL,
-        look: int = LOOK,
-        line: float = 1.0,
-        checks: int = CHECKS,
-        sure: float = SURE,
-        report: Callable[[str], Any] = print,
-    ):
-        if policy not in POLICIES:
-            raise InputError(f"guard must be one of {', '.join(POLICIES)}, got {policy!r}")
-        if not (min(interval, look, checks) >= 1 and 0 < line <= sure):
-            raise InputError(
-                "the guard needs interval, look and checks of at least 1, and 0 < line <= sure; "
-                f"got interval {interval}, look {look}, checks {checks}, line {line}, sure {sure}"
-            )
-        self.grader = model if isinstance(model, Grader) else FeatureGrader(model)
-        self.policy, self.interval, self.report = policy, interval, report
-        self.every = look if self.grader.sees_lengths and interval % look == 0 else interval
-        self.line, self.checks, self.sure = line, checks, sure
-        self.saved = None if policy == "warn" else FlaggedFrames(Path(save_to))
-        self.flags: list[Flag] = []
-        self.largest: tuple[float, int, int | None, int] = (0.0, 0, None, 0)
-
-    def watch(
-        self,
-        numbers: ArrayLike,
-        pbc: bool | tuple[bool, ...] = False,
-        system: int | None = None,
-    ) -> "Watch":
-        """Of one system; `Watch.look` and `Watch.check` take a frame of it."""
-        return Watch(self, self.grader.bind(numbers, pbc), system)
-
-    def attach(self, dynamics: Any) -> "Watch":
-        """Watch an ASE dynamics; grades are left in ``atoms.calc.results`` as well."""
-        observer = _AseObserver(self, dynamics)
-        dynamics.attach(observer, interval=self.every)
-        return observer.watch
-
-    def told(self) -> dict[str, Any]:
-        """What came of it, for a log."""
-        grade, step, system, atom = self.largest
-        return {
-            "policy": self.policy,
-            "interval": self.interval,
-            "look": self.every,
-            "rule": {"line": self.line, "checks": self.checks, "sure": self.sure},
-            "largest": {
-                "grade": grade if np.isfinite(grade) else None,
-                "step": step,
-                "system": system,
-                "atom": atom,
-            },
-            "flags": [flag._asdict() | {"grade": _finite(flag.grade)} for flag in self.flags],
-            "saved_frames": self.saved.count if self.saved else 0,
-        }
-
-
-class Watch:
-    """One system under a guard: counts, so that a single high grade is no alarm.
-
-    Attributes:
-        outside: whether an excursion is under way.
-    """
-
-    def __init__(self, guard: Guard, grade: BoundGrader, system: int | None):
-        self.guard, self.system = guard, system
-        self._grade = grade
-        self._row = np.zeros(len(grade.numbers), dtype=np.int64)  # checks above the line
-        self._calm = guard.checks  # checks since the last atom was above it
-        self.outside = False
-        # frames that a flag would save
-        self._waiting: deque[tuple[Any, ...]] = deque(maxlen=guard.checks)
-
-    def look(
-        self, step: int, time: float, positions: ArrayLike, cell: ArrayLike | None = None
-    ) -> NDArray[np.float64] | None:
-        """`check`, at every `interval`-th step; in between only where an excursion begins, with a
-        length that is above ``sure``, and else None."""
-        guard = self.guard
-        if step % guard.interval == 0:
-            return self.check(step, time, positions, cell)
-        if self.outside or self._grade.length_grades(positions, cell).max() <= guard.sure:
-            return None
-        return self.check(step, time, positions, cell)
-
-    def check(
-        self, step: int, time: float, positions: ArrayLike, cell: ArrayLike | None = None
-    ) -> NDArray[np.float64]:
-        """Grades [N] of a frame, acted upon.
-
-        Args:
-            time: ps.
-            positions: [N, 3] Å.
-            cell: [3, 3] Å.
-
-        Raises:
-            ExtrapolationError: with the policy ``stop``, where an excursion begins.
-        """
-        grades = self._grade(positions, cell)
-        self.observe(grades, step, time, positions, cell)
-        return grades
-
-    def observe(
-        self,
-        grades: NDArray[np.float64],
-        step: int,
-        time: float,
-        positions: ArrayLike,
-        cell: ArrayLike | None = None,
-    ) -> None:
-        """`check`, with grades [N] that are known already."""
-        guard = self.guard
-        atom = int(grades.argmax())
-        guard.largest = max(guard.largest, (float(grades[atom]), step, self.system, atom), key=_by)
-        above = grades > guard.line
-        self._row = np.where(above, self._row + 1, 0)
-        if not above.any():
-            self._calm += 1
-            self._waiting.clear()
-            self.outside = self.outside and self._calm < guard.checks
-            return
-        self._calm = 0
-        self._waiting.append((step, time, np.array(positions), grades, cell))
-        patient = self._row >= guard.checks
-        begun = not self.outside and (bool(patient.any()) or grades[atom] > guard.sure)
-        if begun:
-            self.outside = True
-            if grades[atom] <= guard.sure:
-                atom = int(np.where(patient, grades, -1.0).argmax())
-            symbol = chemical_symbols[self._grade.numbers[atom]]
-            told = self.system, self._reason(atom, positions, cell)
-            guard.flags.append(Flag(step, time, atom, symbol, float(grades[atom]), *told))
-        if self.outside:
-            self._save()
-        if begun:
-            self._act(guard.flags[-1])
-
-    def _reason(self, atom: int, positions: ArrayLike, cell: ArrayLike | None) -> str:
-        """The length that is reason enough, if there is one."""
-        pair = self._grade.torn(positions, cell, atom)
-        if pair is None:
-            return ""
-        ends = (f"{chemical_symbols[self._grade.numbers[i]]} {i}" for i in (atom, pair.other))
-        return f"{' - '.join(ends)} at {pair.length:.2f} Å, hardly ever seen in training"
-
-    def _save(self) -> None:
-        """Write the frames above the line, those that led there included."""
-        saved = self.guard.saved
-        if saved is not None:
-            for step, time, positions, grades, cell in self._waiting:
-                told = {"step": step, "time_ps": time, "model": self.guard.grader.info.name}
-                told |= {} if self.system is None else {"replica": self.system}
-                saved.write(self._grade.numbers, positions, grades, cell, self._grade.pbc, told)
-        self._waiting.clear()
-
-    def _act(self, flag: Flag) -> None:
-        guard = self.guard
-        sentence = flag.describe(guard.grader.info.name)
-        if guard.saved is not None:
-            sentence += f"; frames are in {guard.saved.path}: label them and fine-tune"
-        if guard.policy == "stop":
-            raise ExtrapolationError(f"stopped: {sentence}, or let it only warn (--guard warn)")
-        guard.report(sentence)
+__all__ = [
+    "CHECKS",
+    "INTERVAL",
+    "LOOK",
+    "POLICIES",
+    "SURE",
+    "ExtrapolationError",
+    "Flag",
+    "Guard",
+    "GuardReporter",
+    "ReplicaGuard",
+    "Watch",
+    "make_guard",
+]
 
 
 def make_guard(
@@ -270,18 +64,31 @@ def make_guard(
     save_to: Path,
     report: Callable[[str], Any],
     guard_model: str | Path | None = None,
+    guard_unit: float | None = None,
 ) -> Guard | None:
     """The guard that the settings of a run ask for; ``auto`` warns if the model's file holds the
-    statistics that it takes, and ``off`` is none.
+    statistics that it takes, or a committee is given; ``off`` is none.
+
+    Args:
+        guard_model: what grades, if not ``model``; several with commas between are a committee.
+        guard_unit: eV/Å of disagreement at grade 1; None takes what the members' files say.
 
     Raises:
         ModelFileError: a guard was asked for, and there are no statistics.
+        InputError: members that do not fit together, or do not say how wrong they are.
     """
     source = model if guard_model is None else guard_model
-    if policy == "off" or (policy == "auto" and not has_statistics(source)):
+    told = guard_unit is not None or len(named_models(source)) > 1
+    if policy == "off" or (policy == "auto" and not told and not has_statistics(source)):
         return None
     chosen: Any = "warn" if policy == "auto" else policy
-    return Guard(source, chosen, save_to=save_to, report=report)
+    grader = make_grader(source, guard_unit)
+    if known := grader.committee:
+        report(
+            f"the guard asks a committee of {len(known['members'])}: grade 1 is a disagreement of "
+            f"{known['unit']:.3g} eV/Å about the force on an atom"
+        )
+    return Guard(grader, chosen, save_to=save_to, report=report)
 
 
 class GuardReporter:
@@ -327,21 +134,26 @@ class ReplicaGuard:
 
     Attributes:
         stopped: replica -> why it was taken out.
-        latest: replica -> grades [N] at the last check.
+        latest: replica -> grades [N] at its last check.
+        graded: replica -> step of that check.
     """
 
     def __init__(self, guard: Guard):
         self.guard, self.interval = guard, guard.every
         self.stopped: dict[int, str] = {}
         self.latest: dict[int, NDArray[np.float64]] = {}
+        self.graded: dict[int, int] = {}
         self._watches: dict[int, Watch] = {}
 
     def __call__(self, replicas: Replicas) -> None:
         """Called by `Replicas` every `interval` steps."""
-        living, graph = replicas.alive.nonzero()[0], replicas.graph()
+        living = replicas.alive.nonzero()[0]
+        if not len(living):  # the last ones have just broken
+            return
+        graph = replicas.graph()
         if not self._watches:
-            numbers = enumerate(replicas.systems.numbers)
-            self._watches = {r: self.guard.watch(z, system=r) for r, z in numbers}
+            self._begin(replicas)
+        self._remember(replicas, living)
         due = replicas.steps % self.guard.interval == 0
         chosen = living if due else self._torn(living, graph)
         if not len(chosen):
@@ -351,8 +163,8 @@ class ReplicaGuard:
         time = replicas.steps * replicas.timestep / 1000
         positions = replicas.positions
         found = dict(zip(living.tolist(), np.split(grades, ends), strict=True))
-        self.latest = found if due else self.latest
         for r in chosen.tolist():
+            self.latest[r], self.graded[r] = found[r], replicas.steps
             try:
                 self._watches[r].observe(found[r], replicas.steps, time, positions[r])
             except ExtrapolationError as error:
@@ -360,6 +172,24 @@ class ReplicaGuard:
         gone = [r for r in self.stopped if replicas.alive[r]]
         if gone:
             replicas.remove(gone)
+
+    def broke(self, replica: int) -> int:
+        """This replica has broken: `Watch.broke`."""
+        watch = self._watches.get(replica)
+        return 0 if watch is None else watch.broke()
+
+    def _begin(self, replicas: Replicas) -> None:
+        _check_cutoff(replicas, self.guard)
+        numbers = enumerate(replicas.systems.numbers)
+        self._watches = {r: self.guard.watch(z, system=r) for r, z in numbers}
+        if self.guard.saved is not None:
+            self.guard.saved.spread(len(replicas))
+
+    def _remember(self, replicas: Replicas, living: NDArray[np.int64]) -> None:
+        if self.guard.saved is not None:  # else it costs, and nobody asks
+            positions, time = replicas.positions, replicas.steps * replicas.timestep / 1000
+            for r in living.tolist():
+                self._watches[r].remember(replicas.steps, time, positions[r])
 
     def _torn(self, living: NDArray[np.int64], graph: Graph) -> NDArray[np.int64]:
         """Replicas in which an excursion begins, with a length that is above ``sure``."""
@@ -369,27 +199,11 @@ class ReplicaGuard:
         return np.array([r for r in torn.tolist() if not self._watches[r].outside], dtype=np.int64)
 
 
-class _AseObserver:
-    def __init__(self, guard: Guard, dynamics: Any):
-        self._dynamics = dynamics
-        atoms = dynamics.atoms
-        self.watch = guard.watch(atoms.numbers, tuple(bool(p) for p in atoms.pbc))
-
-    def __call__(self) -> None:
-        from ase import units
-
-        atoms, dynamics = self._dynamics.atoms, self._dynamics
-        time = dynamics.nsteps * getattr(dynamics, "dt", 0.0) / (1000 * units.fs)
-        cell = atoms.cell.array if any(atoms.pbc) else None
-        grades = self.watch.look(dynamics.nsteps, time, atoms.positions, cell)
-        if grades is not None and atoms.calc is not None:
-            atoms.calc.results["extrapolation_grade"] = grades
-
-
-def _by(entry: tuple[float, int, int | None, int]) -> float:
-    return entry[0]
-
-
-def _finite(value: float) -> float | None:
-    """JSON knows no infinity."""
-    return value if np.isfinite(value) else None
+def _check_cutoff(replicas: Replicas, guard: Guard) -> None:
+    """Both look at one graph."""
+    if replicas.model.cutoff != guard.grader.cutoff:
+        raise InputError(
+            f"{guard.grader.info.name} has another cutoff ({guard.grader.cutoff:g} Å) than the "
+            f"simulated model ({replicas.model.cutoff:g} Å), so it cannot grade replicas of it. "
+            "Give the guard the model that runs, or its weights (guard_model=)"
+        )

@@ -55,7 +55,12 @@ class ReplicaRun:
         self.model.prepare(len(structure.numbers), settings.replicas)
         self._one = self._systems(1, structure.positions)  # refuses what is not covered
         guard = make_guard(
-            settings.guard, model, folder / "extrapolated.xyz", report, settings.guard_model
+            settings.guard,
+            model,
+            folder / "extrapolated.xyz",
+            report,
+            settings.guard_model,
+            settings.guard_unit,
         )
         self.guard = None if guard is None else ReplicaGuard(guard)
         scheme = "Langevin middle" if settings.ensemble == "nvt" else "velocity Verlet"
@@ -176,11 +181,13 @@ class ReplicaRun:
         return {} if self.guard is None else self.guard.stopped
 
     def _ended(self, replica: int) -> str:
-        """How one replica came to its end."""
+        """How one replica came to its end; what the guard saw before a break is saved."""
         if replica in self._outside:
             return self._outside[replica]
         step = self.replicas.lost[replica] + 1
-        return f"replica {replica} broke at step {step}; its last sound geometry is kept"
+        told = f"replica {replica} broke at step {step}; its last sound geometry is kept"
+        saved = 0 if self.guard is None else self.guard.broke(replica)
+        return f"{told}, and {saved} frame(s) before it in extrapolated.xyz" if saved else told
 
     def _stopped(self) -> MLPotError:
         last = max(self.replicas.lost.values()) + 1

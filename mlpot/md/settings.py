@@ -73,7 +73,10 @@ class Settings:
             ``save`` the frames as well, ``stop``, or ``off``; ``auto`` warns where the model's
             file holds the statistics for it.
         guard_model: ``.safetensors`` file with the statistics, where the model was exported from
-            it.
+            it. Several with commas between are a committee: the larger grade counts, of the
+            first one's features or of their disagreement about forces.
+        guard_unit: eV/Å of such disagreement at grade 1; None is three times the force error that
+            the members' files tell of frames held back.
 
     Raises:
         InputError: a value that makes no sense.
@@ -96,6 +99,7 @@ class Settings:
     replicas: int = 1
     guard: Literal["auto", "warn", "save", "stop", "off"] = "auto"
     guard_model: str | None = None
+    guard_unit: float | None = None
 
     def __post_init__(self) -> None:
         choices = {
@@ -108,7 +112,7 @@ class Settings:
             if getattr(self, name) not in allowed:
                 got = getattr(self, name)
                 raise InputError(f"{name} must be one of {', '.join(allowed)}, got {got!r}")
-        for name in ("steps", "report_interval", "timestep", "threads", "replicas"):
+        for name in ("steps", "report_interval", "timestep", "threads", "replicas", "guard_unit"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"{name} must be positive, got {getattr(self, name)}")

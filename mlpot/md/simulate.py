@@ -132,7 +132,12 @@ class _Run:
             note=report,
         )
         self.guard = make_guard(
-            settings.guard, model, folder / "extrapolated.xyz", report, settings.guard_model
+            settings.guard,
+            model,
+            folder / "extrapolated.xyz",
+            report,
+            settings.guard_model,
+            settings.guard_unit,
         )
         periodic = structure.box is not None
         self.watch = None if self.guard is None else self.guard.watch(structure.numbers, periodic)
@@ -196,7 +201,7 @@ class _Run:
             try:
                 self.host.step(count)
             except MLPotError as error:
-                raise MLPotError(self._stopped(bar.done + count, str(error))) from error
+                raise self._broke(bar.done + count, str(error)) from error
             bar.advance(count)
             if bar.done % s.report_interval == 0:
                 self._record(bar, log, trajectory)
@@ -213,11 +218,9 @@ class _Run:
         temperature = 2.0 * kinetic / (self.degrees * BOLTZMANN)
         positions = self.host.positions()
         if not (math.isfinite(potential + kinetic) and np.isfinite(positions).all()):
-            raise MLPotError(self._stopped(bar.done, "the energy or a position became NaN"))
+            raise self._broke(bar.done, "the energy or a position became NaN")
         if temperature > s.temperature + BLOWN_UP:
-            raise MLPotError(
-                self._stopped(bar.done, f"the temperature reached {temperature:.0f} K")
-            )
+            raise self._broke(bar.done, f"the temperature reached {temperature:.0f} K")
         time = bar.done * s.timestep / 1000
         frame = Frame(bar.done, time, positions, potential, kinetic, temperature)
         trajectory.write(frame)
@@ -225,9 +228,16 @@ class _Run:
         bar.show(frame)
         self.frames.append(frame._replace(positions=np.empty((0, 3))))
 
-    def _stopped(self, step: int, cause: str) -> str:
+    def _broke(self, step: int, cause: str) -> MLPotError:
+        """The error that ends the run; what the guard saw last is saved, if frames are to be."""
         what = f"the simulation broke by step {step}: {cause.rstrip('.')}"
-        return broken(what, f"{len(self.frames)} frame(s)", self.folder, self.settings)
+        saved = 0 if self.watch is None else self.watch.broke()
+        if saved:
+            what += (
+                f"; the last {saved} frame(s) before that are in extrapolated.xyz, for labelling"
+            )
+        frames = f"{len(self.frames)} frame(s)"
+        return MLPotError(broken(what, frames, self.folder, self.settings))
 
     def _summary(self, done: int, seconds: float, interrupted: bool) -> Summary:
         s = self.settings

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 from benchmarks.headline import __main__ as cli
 from benchmarks.headline import experiment, make, molecules, plot, statistics, tables
+from benchmarks.headline import settings as recipes
 from benchmarks.headline.molecules import ACAC, MOLECULES, Problem, available, problem
 from benchmarks.headline.settings import (
     DENOISED,
@@ -22,12 +24,14 @@ from benchmarks.headline.settings import (
     read_starts,
     recipe,
 )
+from mlpot.analysis import stability
 from mlpot.analysis.scenarios import Scenario
 from mlpot.data.formats import read
 from mlpot.data.labellers import labeller
 from mlpot.data.record import Record
-from mlpot.errors import InputError
+from mlpot.errors import DataError, InputError
 from mlpot.models.checkpoint import build, load_potential, save
+from mlpot.train.finetune import FinetuneLoop
 from mlpot.train.losses import Errors
 from mlpot.units import BOLTZMANN
 from tests.helpers import ethanol, save_random_model
@@ -103,6 +107,8 @@ def test_small_draws_are_part_of_large_ones() -> None:
     few, many = (molecules.chosen(frames, n, 3) for n in (50, 200))
     assert many[:50] == few and len(set(many)) == 200
     assert molecules.chosen(frames, 50, 4) != few
+    with pytest.raises(DataError, match="501 frames are asked for and there are 500"):
+        molecules.chosen(frames, 501, 3)
 
 
 # --- settings ------------------------------------------------------------------------------------
@@ -380,6 +386,91 @@ def test_every_part_runs_once_whatever_interrupts_it(
     assert "goal" not in tables.page(one.result, "dev")  # it is about 50 frames
     with pytest.raises(InputError, match="other steps"):
         one_experiment(tmp_path, Mode(**{**SMALL.__dict__, "steps": 3}))
+
+
+def test_results_of_another_recipe_or_simulation_are_not_mixed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = one_experiment(tmp_path)
+    told = one.result["settings"]
+    assert (
+        told["recipe"]["loop"] | {"optimizer": "muon", "batch_atoms": 100, "ema": 0.99}
+        == (told["recipe"]["loop"])
+    )
+    assert told["recipe"]["floor"] == 0.85 and told["recipe"]["validation"] == {"10": 2}
+    assert (
+        told["scenario"] | {"timestep": 1.0, "friction": 10.0, "interval": 20.0}
+        == (told["scenario"])
+    )
+    experiment.write_results(one.file, one.result)
+    one_experiment(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(recipes, "FinetuneLoop", lambda **given: FinetuneLoop(ema=0.9, **given))
+        with pytest.raises(InputError, match="begun with another recipe"):
+            one_experiment(tmp_path)
+    with monkeypatch.context() as patch:
+        other = {**SMALL.scenario.__dict__, "timestep": 0.5}
+        patch.setattr(Mode, "scenario", property(lambda mode: Scenario(**other)))
+        with pytest.raises(InputError, match="begun with another scenario"):
+            one_experiment(tmp_path)
+
+
+def test_simulations_that_fail_are_told_and_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One model's fail: the others are measured, and the next call does what is missing."""
+    honest, calls = stability.run_batch, []
+
+    def failing(batch: Any) -> Any:
+        calls.append(batch)
+        if len(calls) == 1:
+            raise RuntimeError("no memory")
+        return honest(batch)
+
+    monkeypatch.setattr(stability, "run_batch", failing)
+    one = one_experiment(tmp_path)
+    one.run()
+    key = next(iter(one.result["failed"]))
+    assert list(one.result["failed"].values()) == [
+        "4 of 4 simulations failed: RuntimeError: no memory"
+    ]
+    assert len(one.result["models"]) == 2 and key not in one.result["models"]
+    assert f"Not counted, {key}: 4 of 4 simulations failed" in tables.page(one.result, "dev")
+    again = one_experiment(tmp_path)
+    again.run()
+    assert not again.result["failed"] and len(again.result["models"]) == 3
+    assert len(again.result["models"][key]["runs"]) == 4 and len(calls) == 4
+    assert "Not counted" not in tables.page(again.result, "dev")
+
+
+def test_a_run_that_ended_for_another_reason_is_neither_whole_nor_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A calculator that raised says nothing of the potential; an integrator that gave up does."""
+    one = small_problem()
+    still = np.repeat(one.molecule.positions[None], 3, axis=0)
+    monkeypatch.setattr(experiment, "read_trajectory", lambda path: still)
+    records = [
+        {
+            **{"key": ending, "id": ending, "lost": ending != "", "ending": ending, "last": None},
+            **{"reason": "no licence" if ending == "calculator" else ""},
+            **{"temperatures": [300.0] * 3, "thermostat": [300.0] * 3, "temperature": 300.0},
+            **{"interval": 20.0, "steps": 40, "timestep": 1.0, "seed": 0, "engine": "eager"},
+            "cpu_seconds": 1.0,
+        }
+        for ending in ("", "integrator", "calculator")
+    ]
+    folder = SimpleNamespace(
+        records=lambda: records,
+        suite=lambda: SimpleNamespace(runs=[r["key"] for r in records]),
+        records_file=tmp_path / "none.jsonl",
+        trajectory=lambda id: tmp_path / id,
+    )
+    rows, failed = experiment.verdicts(folder, one)  # type: ignore[arg-type]
+    assert failed == "1 of 3 simulations failed: no licence"
+    assert [(r["broke"], r["cause"]) for r in rows] == [(False, ""), (True, "integrator")]
+    records.pop()
+    assert experiment.verdicts(folder, one)[1] == ""  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

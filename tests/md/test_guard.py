@@ -17,14 +17,23 @@ from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from mlpot import MLPotCalculator
+from mlpot.cli import app as cli
 from mlpot.cli.common import Group
 from mlpot.cli.guard import guard as guard_command
 from mlpot.data.record import Record
 from mlpot.deploy.export import export
-from mlpot.deploy.grader import CommitteeGrader, FeatureGrader, Grader
+from mlpot.deploy.grader import (
+    CommitteeGrader,
+    FeatureGrader,
+    Grader,
+    JoinedGrader,
+    committee_unit,
+    make_grader,
+)
 from mlpot.deploy.load import load
-from mlpot.errors import InputError, ModelFileError
+from mlpot.errors import InputError, MLPotError, ModelFileError
 from mlpot.graph import Graph
+from mlpot.md import flagged
 from mlpot.md.guard import (
     INTERVAL,
     LOOK,
@@ -33,12 +42,13 @@ from mlpot.md.guard import (
     GuardReporter,
     ReplicaGuard,
     Watch,
+    make_guard,
 )
 from mlpot.md.replicas import Replicas
 from mlpot.md.settings import Summary
 from mlpot.md.simulate import simulate
 from mlpot.md.structure import Structure
-from mlpot.models.checkpoint import ModelInfo, load_potential
+from mlpot.models.checkpoint import ModelInfo, load_extrapolation, load_potential, save
 from mlpot.train.finetune import FinetuneConfig, finetune
 from mlpot.train.guard import add_guard
 from tests.helpers import ethanol, save_random_model
@@ -157,6 +167,87 @@ def test_stop_raises_where_the_excursion_begins(tmp_path: Path) -> None:
     assert len(ase.io.read(tmp_path / "out.xyz", ":")) == 3 and not lines
 
 
+def test_frames_beyond_the_most_are_told_and_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flagged, "MOST", 4)
+    guard, watch, lines = watched(tmp_path)
+    feed(watch, [HIGH] * 9)
+    assert len(ase.io.read(tmp_path / "out.xyz", ":")) == guard.told()["saved_frames"] == 4
+    assert guard.told()["left_out_frames"] == 5
+    assert [line for line in lines if "left what" not in line] == [
+        f"{tmp_path / 'out.xyz'} has 4 frames, the most that are kept; later ones are left out"
+    ]
+
+
+def test_an_excursion_that_uses_up_the_frames_leaves_room_for_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flagged, "MOST", 4)
+    guard = Guard(Calm(), "save", save_to=tmp_path / "out.xyz", report=lambda line: None)
+    watch = guard.watch([6, 1, 1])
+    feed(watch, [HIGH] * 9)
+    watch.remember(200, 0.2, 9.0 * np.eye(3))
+    assert watch.broke() == 1
+    assert [a.info["step"] for a in ase.io.read(tmp_path / "out.xyz", ":")] == [0, 20, 40, 60, 200]
+
+
+def test_one_replica_does_not_use_up_the_frames_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flagged, "MOST", 8)
+    monkeypatch.setattr(flagged, "LEAST", 2)
+    guard, _, lines = watched(tmp_path)
+    assert guard.saved is not None
+    guard.saved.spread(2)
+    for system in (0, 1):
+        feed(guard.watch([6, 1, 1], system=system), [HIGH] * 6)
+    kept = [a.info["replica"] for a in ase.io.read(tmp_path / "out.xyz", ":")]
+    assert kept == [0] * 4 + [1] * 4
+    assert sum("4 frames of replica 0, the most" in line for line in lines) == 1
+    guard.saved.spread(100)  # not fewer than this
+    feed(guard.watch([6, 1, 1], system=2), [HIGH] * 6)
+    assert [a.info["replica"] for a in ase.io.read(tmp_path / "out.xyz", ":")][8:] == [2, 2]
+
+
+class Calm(Silent):
+    """Every atom is as in training."""
+
+    def grades(self, graph: Graph) -> Tensor:
+        return torch.full((len(graph.numbers),), 0.5)
+
+
+def test_the_last_frames_before_a_break_are_kept_without_a_flag(tmp_path: Path) -> None:
+    guard = Guard(Calm(), "stop", save_to=tmp_path / "out.xyz", interval=20, look=20)
+    watch = guard.watch([6, 1, 1])
+    for step in range(0, 101, 20):
+        watch.look(step, 1e-3 * step, 9.0 * np.eye(3) + step)
+    assert watch.broke() == 3 and not guard.flags
+    kept = ase.io.read(tmp_path / "out.xyz", ":")
+    assert [a.info["step"] for a in kept] == [60, 80, 100]
+    assert {a.info["why"] for a in kept} == {"last before the run broke"}
+    assert kept[-1].positions == pytest.approx(9.0 * np.eye(3) + 100)
+    assert kept[-1].info["extrapolation_grade"] == 0.5
+    assert watch.broke() == 0  # nothing twice
+    silent = Guard(Calm(), "warn", save_to=tmp_path / "none.xyz").watch([6, 1, 1])
+    silent.look(0, 0.0, 9.0 * np.eye(3))
+    assert silent.broke() == 0 and not (tmp_path / "none.xyz").exists()
+
+
+def test_frames_of_an_excursion_are_not_kept_again_when_it_breaks(tmp_path: Path) -> None:
+    guard, watch, _ = watched(tmp_path)
+    for step, row in enumerate([HIGH] * 4):
+        watch.remember(step, 0.0, np.eye(3) + step)
+        watch.observe(np.array(row), step, 0.0, np.eye(3) + step)
+    assert guard.saved is not None and guard.saved.count == 4 and watch.broke() == 0
+    # above the line, but not yet confirmed: what came next did not stay
+    for step, row in enumerate([CALM] * 3):  # the excursion is over
+        watch.observe(np.array(row), 10 + step, 0.0, np.eye(3))
+    for step in (20, 21):
+        watch.observe(np.array(HIGH), step, 0.0, np.eye(3) + step)
+    assert watch.broke() == 2
+
+
 def test_a_full_disk_leaves_whole_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, watch, _ = watched(tmp_path)
     feed(watch, [HIGH] * 4)
@@ -271,6 +362,78 @@ def test_a_committee(tmp_path: Path) -> None:
     other = load(save_random_model(tmp_path / "o.safetensors", cutoff=4.0), engine="eager")
     with pytest.raises(InputError, match="another cutoff"):
         CommitteeGrader([models[0], other], unit=0.25)
+
+
+def member(path: Path, seed: int, rmse: float | None = 0.02) -> Path:
+    """A model with statistics of ethanol, whose file says how wrong it was on frames held back."""
+    save_random_model(path, name=path.stem, seed=seed, layers=1, scale=0.05, floors={})
+    atoms = ethanol()
+    add_guard(path, frames_of(path, atoms.numbers.astype(np.int64), atoms.positions, 0.05))
+    model, info = load_potential(path)
+    told = {} if rmse is None else {"validation": {"force_rmse": rmse}}
+    save(model, info.model_copy(update={"provenance": told}), path, load_extrapolation(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def members(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("committee")
+    return [member(folder / f"m{seed}.safetensors", seed, 0.01 * seed) for seed in (1, 2)]
+
+
+def test_several_guard_models_are_a_committee(members: list[Path], tmp_path: Path) -> None:
+    """The larger of the two grades counts, and lengths are looked at as before."""
+    lines: list[str] = []
+    together = ",".join(str(m) for m in members)
+    guard = make_guard("auto", members[0], tmp_path / "x.xyz", lines.append, together)
+    assert guard is not None and isinstance(guard.grader, JoinedGrader)
+    # three times the root mean square of |F - F label|: components of 0.01 and 0.02 eV/Å
+    unit = 3 * np.sqrt(3 * (0.01**2 + 0.02**2) / 2)
+    assert guard.told()["committee"] == {"members": ["m1", "m2"], "unit": pytest.approx(unit)}
+    assert f"committee of 2: grade 1 is a disagreement of {unit:.3g} eV/Å" in lines[0]
+    atoms = ethanol()
+    alone = FeatureGrader(members[0]).bind(atoms.numbers)
+    sigma = CommitteeGrader(members, unit).bind(atoms.numbers)
+    watch, largest = guard.watch(atoms.numbers), []
+    for step, width in enumerate((0.0, 0.05, 0.3)):
+        moved = atoms.positions + width * np.random.default_rng(0).standard_normal((9, 3))
+        parts = alone(moved), sigma(moved)
+        assert watch.check(step, 0.0, moved) == pytest.approx(np.maximum(*parts), rel=1e-4)
+        largest += (parts[0] > parts[1]).tolist()
+    assert any(largest) and not all(largest)
+    assert guard.every == LOOK
+    atoms.set_distance(0, 6, 1.6, fix=0)
+    assert guard.grader.bind(atoms.numbers).torn(atoms.positions, None, 6) is not None
+
+
+def test_what_a_committee_needs(members: list[Path], tmp_path: Path) -> None:
+    quiet = member(tmp_path / "quiet.safetensors", 3, None)
+    together = f"{members[0]}, {quiet}"
+    with pytest.raises(InputError, match=r"quiet does not say how wrong.*--guard-unit"):
+        make_grader(together)
+    assert make_grader(together, 0.3).committee == {"members": ["m1", "quiet"], "unit": 0.3}
+    with pytest.raises(InputError, match="two models or more, with commas"):
+        make_grader(members[0], 0.3)
+    with pytest.raises(InputError, match="positive unit"):
+        make_grader(together, -1.0)
+    bare = save_random_model(tmp_path / "bare.safetensors", seed=9, layers=1, floors={})
+    alone = make_grader(f"{bare},{members[0]}", 0.3)
+    assert isinstance(alone, CommitteeGrader) and not alone.sees_lengths
+    info = load_potential(members[1])[1]
+    assert committee_unit([info, info]) == pytest.approx(3 * np.sqrt(3) * 0.02)
+    comma = tmp_path / "a,b.safetensors"
+    comma.write_bytes(members[0].read_bytes())
+    assert isinstance(make_grader(comma), FeatureGrader)
+
+
+def test_a_guard_of_another_cutoff_cannot_grade_replicas(guarded: Path, tmp_path: Path) -> None:
+    """It would see the graph of the model that runs."""
+    short = save_random_model(tmp_path / "s.safetensors", layers=1, cutoff=4.0, floors={})
+    atoms = ethanol()
+    replicas = Replicas(load(short, engine="eager"), [atoms.numbers] * 2, [atoms.positions] * 2)
+    replicas.observers.append(ReplicaGuard(Guard(guarded)))
+    with pytest.raises(InputError, match=r"another cutoff .*guard_model="):
+        replicas.step(LOOK)
 
 
 # --- hosts ---------------------------------------------------------------------------------------
@@ -426,6 +589,25 @@ def test_a_run_looks_at_lengths_between_checks(
     assert looked == [0, LOOK, 2 * LOOK]
 
 
+@pytest.mark.parametrize(("replicas", "policy"), [(1, "save"), (1, "stop"), (2, "save")])
+def test_a_run_that_breaks_keeps_the_frames_before_it(
+    ethanol_structure: Structure, guarded: Path, tmp_path: Path, replicas: int, policy: str
+) -> None:
+    """It broke between two looks, so the guard had raised no flag."""
+    wild = save_random_model(tmp_path / "wild.safetensors", layers=1, scale=500.0, floors={})
+    options = {"guard": policy, "guard_model": str(guarded), "replicas": replicas}
+    options |= {"timestep": 5.0, "report_interval": 5, "steps": 200, "temperature": 300.0}
+    lines: list[str] = []
+    with pytest.raises(MLPotError, match="broke") as caught:
+        run(ethanol_structure, wild, tmp_path / "out", report=lines.append, **options)
+    assert not isinstance(caught.value, ExtrapolationError)
+    kept = ase.io.read(tmp_path / "out" / "extrapolated.xyz", ":")
+    assert {a.info.get("replica") for a in kept} == ({None} if replicas == 1 else {0, 1})
+    assert all(np.isfinite(a.positions).all() and a.info["step"] < LOOK for a in kept)
+    told = [*lines, str(caught.value)]
+    assert any(re.search(r"\d frame\(s\) before .*extrapolated.xyz", line) for line in told), told
+
+
 def test_a_run_that_warns_goes_on(
     ethanol_structure: Structure, guarded: Path, tmp_path: Path
 ) -> None:
@@ -463,6 +645,21 @@ def test_an_exported_model_with_the_statistics_of_its_weights(
     options |= {"guard_model": str(guarded)}
     found = run(ethanol_structure, tmp_path / "m.pt", tmp_path / "b", **options)
     assert found.guard is not None and found.guard["largest"]["grade"] > 0
+
+
+def test_the_command_takes_a_committee(
+    ethanol_structure: Structure, members: list[Path], tmp_path: Path
+) -> None:
+    ase.io.write(tmp_path / "e.xyz", ethanol())
+    words = ["md", tmp_path / "e.xyz", "--model", members[0], "--out", tmp_path / "out"]
+    words += ["--steps", 20, "--host", "ase", "--quiet"]
+    words += ["--guard-model", f"{members[0]},{members[1]}"]
+    result = CliRunner().invoke(cli, [str(w) for w in words])
+    assert result.exit_code == 0, result.output
+    assert "committee of 2" in result.stdout and told(tmp_path / "out")["committee"]["unit"] > 0
+    words += ["--overwrite", "--guard-unit", 0.25]
+    assert CliRunner().invoke(cli, [str(w) for w in words]).exit_code == 0
+    assert told(tmp_path / "out")["committee"] == {"members": ["m1", "m2"], "unit": 0.25}
 
 
 def test_a_run_of_replicas_tells_stopped_from_broken(

@@ -1,0 +1,280 @@
+"""benchmarks/guard: reports are of the product's grade, and say what was measured with what."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from benchmarks.guard import calibrate, cost, runs, simulated
+from benchmarks.guard.calibrate import JOINED, OURS, areas, file_of, page, settings_of
+from benchmarks.guard.features import Atoms, look
+from benchmarks.guard.parts import Part, find
+from benchmarks.guard.runs import chosen
+from benchmarks.guard.simulated import Run, counted, steady_bonds
+from mlpot.analysis.intervals import fraction
+from mlpot.data.formats import read
+from mlpot.data.record import Record
+from mlpot.data.splits import Split
+from mlpot.deploy.grader import FeatureGrader, make_grader
+from mlpot.deploy.load import load
+from mlpot.errors import InputError
+from mlpot.md.structure import read_structure
+from mlpot.models.checkpoint import load_extrapolation, load_potential, save
+from mlpot.train.guard import add_guard
+from mlpot.train.loop import quiet
+from tests.helpers import ethanol, save_random_model
+
+FEW = {
+    k: calibrate.VARIANTS[k] for k in ("predicted force alone", "Mahalanobis, last hidden layer")
+}
+
+
+def frames(count: int, width: float, seed: int = 0) -> list[Record]:
+    rng, atoms = np.random.default_rng(seed), ethanol()
+    moves = width * rng.standard_normal((count, 9, 3))
+    numbers = atoms.numbers.astype(np.int64)
+    return [
+        Record(numbers, atoms.positions + m, energy=-4000.0, forces=-10 * m, group=f"{i}")
+        for i, m in enumerate(moves)
+    ]
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "guarded.safetensors"
+    save_random_model(path, name="guarded", layers=1, scale=0.05, floors={})
+    add_guard(path, frames(60, 0.05))
+    return path
+
+
+# --- calibrate -----------------------------------------------------------------------------------
+
+
+def test_a_frame_is_graded_by_its_worst_atom_as_the_guard_does() -> None:
+    """One atom stands out in the wrong frames; in the others all are a little high."""
+    owner = np.repeat(np.arange(4), 10)
+    grades = np.full(40, 0.5)
+    grades[::10][2:] = 1.0  # the first atom of the last two frames
+    grades[20:][grades[20:] < 1.0] = 0.1
+    error = np.where(owner < 2, 0.1, 9.0)
+    atoms = Atoms(np.full(40, 6), owner, error, {}, grades)
+    inside = atoms._replace(error=np.full(40, 0.1))
+    found = areas([atoms.grade], [atoms], inside)
+    assert found["frame"] == 1.0 and found["frame_rms"] == 0.0
+
+
+def test_the_grade_is_that_of_the_statistics_in_the_file(
+    guarded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not of statistics fitted anew to the frames at hand, which are wider here."""
+    records = frames(60, 0.1, seed=1)
+    split = Split(np.arange(30), np.arange(30, 45), np.arange(45, 60), 0, "group", 60, "")
+    monkeypatch.setattr(calibrate, "read_all", lambda paths: records)
+    monkeypatch.setattr(calibrate, "split_held_out", lambda records, path: split)
+    monkeypatch.setattr(calibrate, "VARIANTS", FEW)
+    monkeypatch.setitem(calibrate.FRAMES, "dev", (30, 15))
+    told = calibrate.druglike("dev", guarded)
+    grade = FeatureGrader(guarded).bind(ethanol().numbers, skin=0.0)
+    worst = [grade(records[i].positions).max() for i in split.test]
+    assert told["above"]["test"]["median"] == pytest.approx(np.median(worst), rel=1e-4)
+    info = load_potential(guarded)[1]
+    assert info.extrapolation is not None
+    assert told["statistics"] == info.extrapolation.model_dump() and told["sha256"] == info.sha256
+    assert list(told["auc"]) == [OURS, *FEW]
+
+
+def test_acac_and_its_committee(
+    guarded: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet()
+    monkeypatch.setattr(calibrate, "read", lambda path: read(path)[:90])
+    monkeypatch.setattr(calibrate, "VARIANTS", FEW)
+    monkeypatch.setitem(calibrate.STEPS, "dev", 2)
+    told = calibrate.acac("dev", guarded, tmp_path, members=2)
+    assert list(told["auc"]) == [OURS, "committee of 2", JOINED, *FEW]
+    info = load_potential(tmp_path / "seed-0" / "model.safetensors")[1]
+    assert told["sha256"] == info.sha256 and told["statistics"]["frames"] == 40
+    other = load_potential(tmp_path / "seed-1" / "model.safetensors")[1]
+    assert other.sha256 != info.sha256
+    assert calibrate.committee_grades([tmp_path], [], []) == {}
+
+
+def test_the_committees_grade_is_that_of_the_product(guarded: Path, tmp_path: Path) -> None:
+    """`mlpot md --guard-model a,b` takes the larger of the two, atom by atom."""
+    paths = [tmp_path / f"{seed}.safetensors" for seed in (1, 2)]
+    rng = np.random.default_rng(0)
+    for seed, path in enumerate(paths, 1):
+        save_random_model(path, seed=seed, layers=1, scale=0.05, floors={})
+        add_guard(path, frames(60, 0.05))
+        model, info = load_potential(path)
+        told = {"validation": {"force_rmse": 0.02 * rng.random()}}
+        save(model, info.model_copy(update={"provenance": told}), path, load_extrapolation(path))
+    records = frames(5, 0.1, seed=3)
+    asked = look(load_potential(paths[0])[0], records, load_extrapolation(paths[0]))
+    (joined,) = calibrate.committee_grades(paths, [records], [asked])[JOINED]
+    grade = make_grader(",".join(map(str, paths))).bind(ethanol().numbers, skin=0.0)
+    expected = np.concatenate([grade(r.positions) for r in records])
+    assert joined == pytest.approx(expected, rel=1e-3)
+    assert 0 < (joined > asked.grade).sum() < len(joined)  # each is the larger one somewhere
+
+
+def test_the_page_says_what_it_is_of(
+    guarded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part: dict[str, Any] = {
+        "auc": {OURS: {"atom": 0.91, "frame": 0.92, "frame_rms": 0.93}},
+        "asked": {"atoms": 1000, "frames": 40},
+        "large": {"atoms": 0.1, "frames": 0.2},
+        "above": {"test": {"frames": 40, "median": 0.4, "above_1": 0.5} | {"above_1.5": 0.0}},
+    }
+    part["above"]["test"]["above_2"] = 0.0
+    monkeypatch.setattr(calibrate, "acac", lambda *given: part)
+    monkeypatch.setattr(calibrate, "druglike", lambda *given: part)
+    monkeypatch.setattr(calibrate, "RESULTS", tmp_path)
+    words = ["run", "--mode", "fast", "--model", str(guarded), "--folder", str(tmp_path / "runs")]
+    done = CliRunner().invoke(calibrate.app, words)
+    assert done.exit_code == 0, done.output
+    kept = json.loads((tmp_path / "calibration-fast-guarded.json").read_text())
+    assert kept["settings"] == settings_of("fast", guarded, 3)
+    assert kept["commit"] and kept["machine"]
+    settings = settings_of("dev", guarded, 3)
+    assert settings["acac"]["loop"]["steps"] == calibrate.STEPS["dev"]
+    told = {"settings": settings, "commit": "abc+", "machine": "x86", "acac": part}
+    text = page(told | {"druglike": part})
+    assert f"| {OURS} | 0.910 | 0.920 | 0.930 | 0.910 | 0.920 | 0.930 |" in text
+    sha = load_potential(guarded)[1].sha256
+    assert f"guarded {sha[:8]}. Commit abc+; x86." in text
+    assert file_of("dev", "guarded").name == "calibration-dev-guarded.json"
+
+
+# --- runs ----------------------------------------------------------------------------------------
+
+
+def test_the_parts_are_enough_for_their_claims() -> None:
+    calm = chosen("calm", "standard")
+    jobs = calm.jobs()
+    count = sum(count for *_, count in jobs)
+    assert count >= 300 and {t for _, t, _ in jobs} == {300.0}
+    assert fraction(0, count).high < 0.01
+    assert len(find("ac-ala10-nme").molecule.numbers) > 100 and "ac-ala10-nme" in calm.large
+    breaks = chosen("breaks", "standard", "bicyclopentylamine")
+    assert breaks.temperatures == (600.0, 800.0, 1000.0, 1200.0) and breaks.timestep == 0.5
+    # 200 µs an atom and step
+    cost = breaks.seconds({"bicyclopentylamine": 15})
+    assert cost == pytest.approx(15 * 4 * 24 * 10_000 * 200e-6)
+    with pytest.raises(InputError, match="--molecules"):
+        chosen("breaks", "standard")
+    with pytest.raises(InputError, match="no molecule 'benzyne'"):
+        find("benzyne")
+
+
+def test_usual_lengths_are_those_of_labelled_frames_where_there_are_some() -> None:
+    known, other = find("bicyclopentylamine"), find("ethanol")
+    assert known.lengths is not None and other.lengths is None
+    bonds = steady_bonds(other.molecule.numbers, other.molecule.positions)
+    assert len(bonds) == 8
+    water = np.array([[0, 0, 0], [0.97, 0, 0], [-0.24, 0.93, 0], [2.8, 0, 0]])
+    water = np.vstack([water, [[3.1, 0.9, 0], [3.1, -0.9, 0]]])
+    shared = steady_bonds(np.array([8, 1, 1, 8, 1, 1]), water)
+    assert [0, 1] not in shared.tolist() and len(shared) == 3  # in a hydrogen bond
+
+
+@pytest.mark.parametrize(
+    ("flag", "broke", "row"),
+    [
+        (100.0, 300.0, (1, 1, 0)),
+        (300.0, 300.0, (1, 0, 0)),  # from the same step is too late
+        (np.inf, 300.0, (1, 0, 0)),
+        (100.0, np.inf, (0, 0, 1)),
+        (np.inf, np.inf, (0, 0, 0)),
+    ],
+)
+def test_a_flag_counts_if_it_comes_before_the_break(flag: float, broke: float, row: tuple) -> None:
+    told = counted([Run(flag, broke)])
+    assert (told["broken"], told["flagged_before_break"], told["flagged_but_whole"]) == row
+    assert told["lead_fs"] == ([200.0] if row[1] else [])
+    assert told["missed_fs"] == ([300.0] if row[0] > row[1] else [])
+
+
+def run_command(*args: object) -> Result:
+    words = ["run", "--part", "breaks", "--molecules", "ethanol", *map(str, args)]
+    return CliRunner().invoke(runs.app, words)
+
+
+def test_runs_are_kept_with_all_that_decides_them(
+    guarded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flat surface: ethanol falls apart, and the guard sees it."""
+    monkeypatch.setattr(runs, "DEV", tmp_path)
+    hot = Part((), (300.0, 2000.0), 0.15, 3)
+    monkeypatch.setitem(runs.MODES["dev"], "breaks", hot)
+    monkeypatch.setattr(simulated, "BATCH_ATOMS", 18)  # two batches
+    monkeypatch.setattr(runs, "BATCH_ATOMS", 18)
+    result = run_command("--model", guarded, "--grades", tmp_path / "grades")
+    assert result.exit_code == 0, result.output
+    file = tmp_path / "runs-breaks-guarded.json"
+    told = json.loads(file.read_text())
+    row = told["rows"]["ethanol | 2000"]
+    assert row["runs"] == 3 and row["broken"] > 0 and row["flagged_before_break"] > 0
+    assert all(0 < fs <= 150 for fs in row["lead_fs"])
+    s = told["settings"]
+    assert s["model"]["sha256"] == load_potential(guarded)[1].sha256
+    assert s["rule"] == {"interval": 100, "look": 10, "checks": 3, "line": 1.0, "sure": 3.0}
+    assert s["part"]["timestep"] == 0.5 and s["part"]["ps"] == 0.15
+    assert told["command"].endswith(
+        "--part breaks --mode dev --model guarded --molecules ethanol --threads 1"
+    )
+    names = {p.name for p in (tmp_path / "grades").iterdir()}
+    assert names == {f"guarded-ethanol-{t}-{first}.npz" for t in (300, 2000) for first in (0, 2)}
+
+    def never(*given: object) -> None:
+        raise AssertionError("done already")
+
+    monkeypatch.setattr(runs, "simulate", never)
+    assert run_command("--model", guarded).exit_code == 0
+    refused = run_command("--model", guarded, "--ps", 0.2).exception
+    assert isinstance(refused, InputError) and "begun with another part" in str(refused)
+    other = tmp_path / "other.safetensors"
+    save_random_model(other, name="guarded", seed=5, layers=1, scale=0.05, floors={})
+    add_guard(other, frames(60, 0.05))
+    refused = run_command("--model", other).exception  # of the same name
+    assert isinstance(refused, InputError) and "begun with another model" in str(refused)
+    text = runs.page([told])
+    assert "## breaks: guarded" in text and "- 2000 K: whole runs that were flagged" in text
+
+
+def test_the_table_has_intervals_and_both_rates() -> None:
+    row = {"molecule": "m", "kelvin": 1000.0, "runs": 100, "ps": 5.0, "broken": 40}
+    row |= {"flagged_before_break": 39, "flagged_but_whole": 30, "lead_fs": [10.0, 30.0]}
+    hot = runs.verdict([row])
+    assert "whole runs that were flagged: 30 of 60, 50 % (37.7 to 62.3)" in hot
+    assert "flagged before the break: 39 of 40, 97.5 % (87.1 to 99.6)" in hot
+    calm = row | {"kelvin": 300.0, "runs": 404, "broken": 0, "flagged_but_whole": 0}
+    assert runs.verdict([calm]) == "- 300 K: false stops: 0 of 404, 0 % (0 to 0.942)"
+
+
+# --- cost ----------------------------------------------------------------------------------------
+
+
+def test_the_cost_of_watching_replicas(guarded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That it is measured: with checks and looks in it, and without."""
+    checks: list[int] = []
+    before = FeatureGrader.grades
+
+    def grades(self: FeatureGrader, graph: Any) -> Any:
+        checks.append(int(graph.cell.shape[0]))
+        return before(self, graph)
+
+    monkeypatch.setattr(FeatureGrader, "grades", grades)
+    monkeypatch.setattr(cost, "load", lambda path, engine: load(path, "eager"))
+    structure = read_structure("CCO")
+    assert np.isfinite(cost.in_replicas(guarded, structure, 3, pairs=1, length=0.0))
+    assert checks.count(3) >= 3  # one to warm up, and two intervals
+    row = {"atoms": 9, "step_ms": 1.0, "check_ms": 2.0, "look_ms": 0.3, "cost_percent": 5.0}
+    row |= {"openmm_percent": 7.0, "replicas": 22, "replicas_percent": 6.0}
+    told = {"model": {"name": "m", "sha256": "abcdef0123"}, "commit": "c", "machine": "x86"}
+    text = cost.page(told | {"rows": {"ethanol": row}})
+    assert "| 5.0 | +7.0 | 22 copies: +6.0 |" in text and "m abcdef01. Commit c; x86." in text
