@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -182,18 +182,11 @@ def _spread(records: list[Record], count: int) -> list[Record]:
     return [records[i] for i in at]
 
 
-def divide(
-    records: Sequence[Record], elements: frozenset[int], test_too: Collection[str] = ()
-) -> Parts:
-    """The zoo's split of those frames that hold these elements only, and more groups to test."""
+def divide(records: Sequence[Record], elements: frozenset[int], held_out: Path = HELD_OUT) -> Parts:
+    """The split of a file of molecules, of those frames that hold these elements only."""
     records = [r for r in records if elements.issuperset(r.numbers.tolist())]
-    split = split_held_out(records, HELD_OUT)
-    more = [i for i, record in enumerate(records) if record.group in test_too]
-    indices = {
-        **{p: getattr(split, p) for p in Parts._fields},
-        "test": sorted([*split.test, *more]),
-    }
-    return Parts(**{part: [records[i] for i in indices[part]] for part in Parts._fields})
+    split = split_held_out(records, held_out)
+    return Parts(*([records[i] for i in getattr(split, part)] for part in Parts._fields))
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -28,6 +28,7 @@ import dynamics
 import front
 import numpy as np
 import rmd17
+import side_by_side
 import torch
 import typer
 from ase import Atoms
@@ -348,7 +349,9 @@ def render(name: str = SHIPPED) -> None:
     (ROOT / "mlpot" / "zoo" / f"{name}.md").write_text(card(name, info, result, training))
     if name == SHIPPED:
         short = in_short(stored(dynamics.NAME), info.sha256)
-        write_readme(name, "\n\n".join([tables(result), *short]))
+        beside = stored(side_by_side.NAME)
+        others = [side_by_side.tables(beside)] if beside else []
+        write_readme(name, "\n\n".join(filter(None, [tables(result), *short, *others])))
     typer.echo(f"wrote mlpot/zoo/{name}.md" + " and the table in README.md" * (name == SHIPPED))
 
 

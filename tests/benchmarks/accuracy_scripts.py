@@ -17,6 +17,8 @@ NAMES = (
     "dimers",
     "dynamics",
     "card_tables",
+    "front",
+    "side_by_side",
     "model_card",
 )
 

@@ -246,3 +246,30 @@ def test_command_lines_of_the_card_exist() -> None:
     lines = [x for x in template.splitlines() if "model_card.py" in x and x.startswith("python")]
     lines += [x.split("{commands}")[1] for x in template.splitlines() if x.startswith("{commands}")]
     assert {line.split()[2] for line in lines} <= known and len(lines) == 5
+
+
+def test_models_side_by_side_are_those_whose_errors_are_of_the_timed_weights(
+    scratch: Path,  # noqa: F811
+) -> None:
+    side_by_side = SCRIPTS["side_by_side"]
+    keys = ("energy_mae", "energy_rmse", "force_mae", "force_rmse")
+    errors = dict(zip(keys, (1.0, 2.0, 30.0, 40.0), strict=True))
+    reference = next(iter(model_card.ZERO_SHOT))
+    for name in ("a", "b", "c"):
+        told = {"sha256": name, "parameters": 1234, "held_out_all": errors}
+        experiment.store(
+            name, {**told, "zero_shot_forces": {reference: errors} if name == "a" else {}}
+        )
+    ms = {"sha256": "a", "ms": dict.fromkeys(side_by_side.TIMED, 2.04)}
+    result = {"threads": 2, "models": {n: {**ms, "sha256": n} for n in ("a", "b")}}
+    told = side_by_side.tables(result)
+    assert "| `a` | 1,234 | 1.0 | 2.0 | 30 | 40 | 40 | 2.0 | 2.0 |" in told
+    assert "| `b` | 1,234 | 1.0 | 2.0 | 30 | 40 | - | 2.0 | 2.0 |" in told
+    result["models"]["c"] = {**ms, "sha256": "of other weights"}
+    assert "`c`" not in side_by_side.tables(result)
+    del result["models"]["b"]
+    assert side_by_side.tables(result) == ""  # nothing to compare with
+
+
+def test_the_models_of_the_zoo_are_all_timed() -> None:
+    assert list(SCRIPTS["side_by_side"].potentials())[0] == NAME

@@ -18,6 +18,7 @@ from mlpot.deploy.load import load
 from mlpot.errors import InputError, MissingDependencyError, UnsupportedSystemError
 from mlpot.models.compiled import can_compile
 from mlpot.units import EV_TO_KJ_PER_MOL
+from mlpot.zoo import available_models
 from tests.helpers import ethanol, methanol_with_water, save_random_model
 
 openmmml = pytest.importorskip("openmmml")
@@ -101,6 +102,17 @@ def test_same_numbers_as_ase_and_eager(
             energy, forces = evaluate(system, atoms, platform)
             assert energy == pytest.approx(want.energy, abs=1e-4)  # what the two hosts may differ
             np.testing.assert_allclose(forces, want.forces, atol=5e-5)
+
+
+@pytest.mark.parametrize("name", [n for n in available_models() if not n.endswith("-denoised")])
+def test_every_potential_of_the_zoo_has_its_name_in_openmm(name: str) -> None:
+    """The entry points of pyproject.toml are written by hand; the zoo is not."""
+    atoms = ethanol()
+    want = load(name, engine="eager")(atoms.numbers, atoms.positions)
+    system = quietly(MLPotential(name), topology_of(atoms), engine="python")
+    energy, forces = evaluate(system, atoms)
+    assert energy == pytest.approx(want.energy, abs=1e-4)
+    np.testing.assert_allclose(forces, want.forces, atol=5e-5)
 
 
 @pytest.mark.skipif(not can_compile(), reason="no C++ compiler on this machine")
