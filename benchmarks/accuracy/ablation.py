@@ -98,8 +98,8 @@ def cases(
 
 
 def held_out() -> Path:
-    """The zoo's held-out molecules as they were when the first runs were tested: all starts are to
-    be compared on the same frames, also on those of molecules that are left out since then."""
+    """The zoo's held-out molecules, with the test part as it was when the first runs were tested:
+    all starts are to be compared on the same frames, also on those that are left out since then."""
     listed = json.loads(HELD_OUT.read_text(encoding="utf-8"))
     listed["test"] += sorted(SPELT_OTHERWISE)
     listed["left_out"] = [name for name in listed["left_out"] if name not in SPELT_OTHERWISE]
@@ -317,13 +317,26 @@ def run(
 
 
 def options(result: dict[str, Any]) -> list[str]:
-    """The words after the script's name that do it again."""
-    settings = result["settings"]
+    """The words after the script's name that do it again: a command for all noises that were tried
+    on the same sets, those that were tried on most first, with the starts that have no noise."""
+    settings, rows = result["settings"], list(result["runs"].values())
     told = {
         **{k: settings["model"][k] for k in ("layers", "channels", "cutoff")},
         **{k: settings[k] for k in ("minutes", "denoise_minutes")},
     }
-    return ["run " + " ".join(f"--{k.replace('_', '-')} {v:g}" for k, v in told.items())]
+    words = [f"--{k.replace('_', '-')} {v:g}" for k, v in told.items()]
+    alike: dict[tuple[tuple[int, ...], int], list[str]] = {}
+    for noise in result["denoised"]:
+        same = [row for row in rows if row["start"] == f"denoised {noise} Å"]
+        frames = tuple(sorted({row["frames"] for row in same}))
+        seeds = sum(row["frames"] == min(frames) for row in same) if frames else 0
+        alike.setdefault((frames, seeds), []).append(noise)
+    commands = []
+    for (frames, seeds), noises in sorted(alike.items(), key=lambda item: -len(item[0][0])):
+        which = [f"--noise {noise}" for noise in noises] + [f"--frames {n}" for n in frames]
+        rest = [f"--seeds {seeds}", *(["--no-published"] if commands else [])]
+        commands.append(" ".join(["run", *words, *which, *rest]))
+    return commands
 
 
 @app.command()

@@ -43,6 +43,7 @@ def verdict(groups: Groups) -> str:
             for n, mine, longer in both
             if mine and longer
         ]
+    told += best_noises(groups, starts, sizes)
     if told:
         told.append(
             "- A backbone is denoised once and can be started from any number of times; then only "
@@ -50,6 +51,26 @@ def verdict(groups: Groups) -> str:
             "other heads and objectives, were not tried."
         )
     return "\n".join(told)
+
+
+def best_noises(groups: Groups, starts: Sequence[str], sizes: Sequence[int]) -> list[str]:
+    """Which noise gains most, of seeds that all of them have."""
+    told = []
+    for n in sizes:
+        rows = {start: groups.get((start, n), []) for start in starts}
+        seeds = set.intersection(*({r["seed"] for r in same} for same in rows.values()))
+        if len(starts) > 1 and seeds:
+            errors = {
+                start: np.mean([r["test_meV"]["force_mae"] for r in same if r["seed"] in seeds])
+                for start, same in rows.items()
+            }
+            order = sorted(errors, key=lambda start: errors[start])
+            listed = ", ".join(f"{start} {errors[start]:.1f}" for start in order)
+            told.append(
+                f"- {n:,} frames, {len(seeds)} seed{'s' * (len(seeds) > 1)} that all noises have, "
+                f"forces MAE: {listed} meV/Å."
+            )
+    return told
 
 
 def tables(result: dict[str, Any]) -> str:

@@ -124,7 +124,7 @@ def measure(model: DeployedModel, pair: tuple[int, int]) -> dict[str, Any]:
         "wall_repulsive": bool((force[wall] > 0).all()),
         "wall_monotone": bool((np.diff(force[wall]) < 0).all()),
         "wall_flips": sign_flips(force[wall]),
-        "floor": known,  # None: never within the cutoff in training
+        "floor": known,  # the cutoff where they never met in training; None: floors are not noted
         "repulsive_below_floor": bool((force[r < floor - FADE] > 0).all()),
         "flips": sign_flips(force),
         "weakest_wall_force": float(force[wall].min()),

@@ -18,13 +18,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import typer
-from ase import Atoms
-from ase.io import read as read_atoms
-from experiment import (  # this folder is where the script runs
+from drift import interval_of, nve_drift  # this folder is where the script runs
+from experiment import (
     DATA,
     DRUGLIKE,
     HELD_OUT,
-    ROOT,
     SHIPPED,
     SPELT_OTHERWISE,
     STATE,
@@ -37,7 +35,6 @@ from experiment import (  # this folder is where the script runs
     write_page,
 )
 from numpy.typing import NDArray
-from scipy.stats import t as student
 from trajectories import (
     BROKEN,
     KINDS,
@@ -172,59 +169,6 @@ def _seed_of(name: str, run: Run, seed: int) -> int:
     """Of a trajectory: other for every molecule and run, whatever batch it is in."""
     key = [seed, round(run.temperature), round(run.picoseconds), *name.encode()]
     return int(np.random.SeedSequence(key).generate_state(1)[0])
-
-
-# --- energy conservation ---------------------------------------------------------------------
-
-
-def nve_drift(
-    model: DeployedModel, picoseconds: float, seeds: int, warm_ps: float, timestep: float = 0.5
-) -> dict[str, Any]:
-    """Slopes of the total energy, meV/atom/ps: alanine dipeptide at about 300 K.
-
-    Args:
-        picoseconds: at constant energy.
-        seeds: as many replicas, side by side.
-        warm_ps: with a thermostat before.
-    """
-    atoms = read_atoms(ROOT / "examples" / "alanine-dipeptide.pdb", index=0)
-    assert isinstance(atoms, Atoms)
-    numbers = [atoms.numbers] * seeds
-    warm = Replicas(model, numbers, [atoms.positions] * seeds, timestep=timestep, seeds=0)
-    warm.minimize()
-    warm.step(round(1000 * warm_ps / timestep))
-    free = Replicas(
-        model,
-        numbers,
-        warm.positions,
-        velocities=warm.velocities,
-        timestep=timestep,
-        friction=None,
-    )
-    total, heat = [], []
-    for _ in range(round(200 * picoseconds / timestep)):
-        free.step(5)
-        total.append(free.potential + free.kinetic)
-        heat.append(free.temperature)
-    time_ps = np.arange(len(total)) * 5e-3 * timestep
-    energy = 1e3 * np.array(total) / len(atoms)
-    slopes, intercepts = np.polyfit(time_ps, energy, 1)
-    rest = energy - np.outer(time_ps, slopes) - intercepts
-    return {
-        "slopes": slopes.tolist(),
-        "fluctuation": float(rest.std()),  # meV/atom about the lines
-        "temperature": float(np.mean(heat)),
-        "picoseconds": picoseconds,
-        "timestep": timestep,
-        "lost": len(free.lost),
-    }
-
-
-def interval_of(slopes: Sequence[float]) -> tuple[float, float]:
-    """Mean and half width of its 95 % confidence interval (Student's t)."""
-    count = len(slopes)
-    spread = float(np.std(slopes, ddof=1)) / np.sqrt(count)
-    return float(np.mean(slopes)), float(student.ppf(0.975, count - 1)) * spread
 
 
 # --- commands --------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ is cheap: it turns the stored numbers into ``results/<name>.md`` and ``.png``.
 """
 
 import json
-import platform
 import re
 import shutil
 import subprocess
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 import typer
 
+from mlpot.analysis.stability import processor
 from mlpot.data.record import Record
 from mlpot.data.splits import split_held_out
 from mlpot.errors import InputError
@@ -121,7 +121,9 @@ def commit() -> str:
 
 
 def last_commit(path: Path) -> str:
-    """Short hash of the commit that brought a file as it is."""
+    """Short hash of the commit that brought a file as it is, if it was committed."""
+    if _git("status", "--porcelain", "--", str(path)) != "unknown":
+        return "none yet"
     return _git("log", "-1", "--format=%h", "--", str(path))
 
 
@@ -134,7 +136,7 @@ def _git(*words: str) -> str:
 
 
 def machine() -> str:
-    return f"{platform.machine()}, torch {torch.__version__}"
+    return f"{processor()}, torch {torch.__version__}"
 
 
 def empty_folder(*parts: str) -> Path:

@@ -144,7 +144,7 @@ def run(minutes: float = 20.0, jobs: int = 0, models: str = "") -> None:
     def process(name: str) -> None:
         subprocess.run([sys.executable, __file__, "one", name, str(minutes)], check=True)
 
-    with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(jobs or len(os.sched_getaffinity(0))) as pool:
         list(pool.map(process, left))
 
 

@@ -281,6 +281,7 @@ def card(name: str, info: ModelInfo, result: dict[str, Any], training: dict[str,
         file_sha256=hashlib.sha256(Path(resolve(name)).read_bytes()).hexdigest(),
         since=last_commit(ROOT / "mlpot" / "zoo" / f"{name}.safetensors"),
         denoised=install_denoised(name),
+        recipes=", ".join(f"`recipes/{name}-{r}.toml`" for r in recipes(stages)),
         backbone=backbone_of(name),
         option="" if name == SHIPPED else f" --name {name}",
         tables=tables(result),
@@ -317,6 +318,12 @@ def unbonded(info: ModelInfo) -> str:
     names = {pair_name(a, b): covalent_radii[a] + covalent_radii[b] for a, b in pairs}
     known = info.floors
     return ", ".join(n for n, bond in names.items() if known.get(n, np.inf) > dimers.APART * bond)
+
+
+def recipes(stages: dict[str, Any]) -> list[str]:
+    """What the recipes of all stages are called, after the model's name."""
+    count = sum(k.startswith(LABELLED) for k in stages) or 1
+    return ["1-denoise", *(f"{i}-energies" for i in range(2, count + 2))]
 
 
 def commands_of(stages: dict[str, Any], name: str) -> dict[str, str]:

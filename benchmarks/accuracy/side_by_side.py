@@ -87,7 +87,8 @@ def tables(result: dict[str, Any]) -> str:
     header += [f"F RMSE, {reference}", *(f"{system}, ms" for system in TIMED)]
     return (
         "All held-out molecules (meV/atom, meV/Å), and a call of energy and forces (aspirin: 21 "
-        f"atoms, peptide: 140; compiled, {result['threads']} threads):\n\n{table(header, rows)}"
+        f"atoms, peptide: 140; compiled, {result['threads']} threads; {result['machine']}):\n\n"
+        f"{table(header, rows)}"
     )
 
 

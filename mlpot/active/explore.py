@@ -84,7 +84,8 @@ class Scout:
             ):
                 self.ended[r] = "flagged"
                 gone.append(r)
-        replicas.remove(gone)
+        if gone:  # removing none would make a new pair list all the same
+            replicas.remove(gone)
 
     def first_flags(self) -> dict[int, Flag]:
         """Replica -> the first flag of it."""

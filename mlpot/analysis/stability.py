@@ -122,6 +122,7 @@ def run(
         raise InputError(f"no scenario is named {', '.join(sorted(unknown))}; there are {known}")
     folder = Folder(Path(out).absolute())
     records = folder.records()
+    _clear(folder, {r["key"] for r in records})  # what a kill left behind; a retry begins anew
     done = {r["key"] for r in records if not (retry and r.get("ending") in FAILURES)}
     done |= set(elsewhere)
     runs, others = _begin(subject, content, folder, done)
@@ -143,6 +144,8 @@ def _clear(folder: Folder, done: set[str]) -> None:
     """Remove states of batches that are done, and of no other: hours of a scenario that was left
     for later may be in one."""
     partial = folder.path / "partial"
+    if not partial.is_dir():
+        return
     for path in partial.glob(".*"):  # a kill has cut these
         path.unlink()
     for path in partial.glob("*.npz"):
@@ -213,7 +216,7 @@ def machine(subject: Subject) -> Json:
     """Where it runs: enough to understand a time, nothing that names a computer."""
     model = subject.open()
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "device": model.device.type,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
@@ -322,7 +325,7 @@ def _compile(subject: Subject, runs: Sequence[Planned], report: Callable[[str], 
             subject.close()
 
 
-def _processor() -> str:
+def processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -60,7 +60,8 @@ def distort(
     seed: int,
     tries: int = 100,
 ) -> NDArray[np.float64]:
-    """Positions [N, 3] Å with every coordinate displaced at random, by at most ``spread`` Å.
+    """Positions [N, 3] Å with every coordinate displaced at random, with a standard deviation
+    of at most ``spread`` Å.
 
     Drawn again, a little smaller each time, while a bond is off by more than 0.3 Å or two atoms
     come closer than 0.8 Å: from there a hydrogen may fly off by the laws of nature. So the root

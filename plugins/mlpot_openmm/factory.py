@@ -1,4 +1,4 @@
-"""What OpenMM-ML finds under the names ``pretrained-visnet`` and ``mlpot``.
+"""What OpenMM-ML finds under the names of the zoo's potentials, and ``mlpot``.
 
 `import openmmml` loads this module whichever potential is asked for, so torch and mlpot are
 imported only when forces are added.

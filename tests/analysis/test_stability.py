@@ -552,6 +552,20 @@ def test_a_calculator_that_gives_up_on_the_way_says_nothing_of_the_potential(
     assert [g["sound"] for g in summary["groups"]] == [1]
 
 
+def test_a_retry_begins_anew_where_a_kill_left_the_last_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how, content = springs_that_fail(21)  # no other test's, whose calls would count
+    with monkeypatch.context() as killed:
+        killed.setattr(stability, "_clear", lambda folder, done: None)
+        folder = run(how, content, tmp_path / "suite")
+    assert list((folder.path / "partial").glob("*.npz"))
+    monkeypatch.setattr(Harmonic, "repaired", True)
+    run(how, content, tmp_path / "suite", retry=True)
+    (record,) = runs_of(folder).values()
+    assert not record["lost"] and record["reason"] == ""
+
+
 def test_a_calculator_that_fails_on_what_has_broken_is_a_broken_run(tmp_path: Path) -> None:
     """Soft springs push a bond apart by step 92, and the rest by 252."""
     _, content = springs_that_fail(0, 2.0)

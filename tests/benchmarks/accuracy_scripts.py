@@ -15,6 +15,7 @@ NAMES = (
     "ablation",
     "rmd17",
     "dimers",
+    "drift",
     "dynamics",
     "card_tables",
     "front",

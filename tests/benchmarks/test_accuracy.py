@@ -168,6 +168,9 @@ def test_the_verdict_counts_the_time_of_denoising() -> None:
     assert few.startswith("- 100 frames") and "1.75 times" in few
     assert few.endswith("denoising pays for its own time.")
     assert "2.00 times" in many and many.endswith("denoising does not pay for its own time.")
+    groups |= rows("denoised 0.2 Å", 900, 50.0)
+    best = tables.best_noises(groups, ["denoised 0.1 Å", "denoised 0.2 Å"], [100, 900])
+    assert len(best) == 1 and "denoised 0.2 Å 50.0, denoised 0.1 Å 60.0" in best[0]
 
 
 def test_the_command_on_the_card_does_the_same_ablation(scratch: Path) -> None:  # noqa: F811
@@ -175,9 +178,19 @@ def test_the_command_on_the_card_does_the_same_ablation(scratch: Path) -> None: 
     committed = Path(ablation.__file__).parent / "results" / "ablation.json"
     result = json.loads(committed.read_text(encoding="utf-8"))
     experiment.store("ablation", result)
-    (words,) = ablation.options(result)
-    done = CliRunner().invoke(ablation.app, [*words.split(), "--no-published", "--plan"])
-    assert done.exit_code == 0 and "0 runs to do" in done.output, done.exception
+    commands = ablation.options(result)
+    for words in commands:
+        done = CliRunner().invoke(ablation.app, [*words.split(), "--no-published", "--plan"])
+        assert done.exit_code == 0 and "0 runs to do" in done.output, done.exception
+
+    result["runs"] = {}  # and from nothing they do all of them again
+    experiment.store("ablation", result)
+    planned = set()
+    for words in commands:
+        done = CliRunner().invoke(ablation.app, [*words.split(), "--no-published", "--plan"])
+        planned |= {line for line in done.output.splitlines() if " | " in line}
+    own = {k for k in json.loads(committed.read_text())["runs"] if not k.startswith("geom2vec")}
+    assert planned == own
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from mlpot.data.formats import read
 from mlpot.errors import DataError
 from mlpot.models.checkpoint import load_potential
 from mlpot.train.finetune import FinetuneConfig, FinetuneLoop, finetune
+from mlpot.zoo import available_models
 from tests.benchmarks.accuracy_scripts import SCRIPTS, scratch  # noqa: F401
 
 model_card, dimers, history = (SCRIPTS[n] for n in ("model_card", "dimers", "history"))
@@ -261,7 +262,8 @@ def test_models_side_by_side_are_those_whose_errors_are_of_the_timed_weights(
             name, {**told, "zero_shot_forces": {reference: errors} if name == "a" else {}}
         )
     ms = {"sha256": "a", "ms": dict.fromkeys(side_by_side.TIMED, 2.04)}
-    result = {"threads": 2, "models": {n: {**ms, "sha256": n} for n in ("a", "b")}}
+    models = {n: {**ms, "sha256": n} for n in ("a", "b")}
+    result = {"threads": 2, "machine": "abacus", "models": models}
     told = side_by_side.tables(result)
     assert "| `a` | 1,234 | 1.0 | 2.0 | 30 | 40 | 40 | 2.0 | 2.0 |" in told
     assert "| `b` | 1,234 | 1.0 | 2.0 | 30 | 40 | - | 2.0 | 2.0 |" in told
@@ -272,4 +274,8 @@ def test_models_side_by_side_are_those_whose_errors_are_of_the_timed_weights(
 
 
 def test_the_models_of_the_zoo_are_all_timed() -> None:
-    assert list(SCRIPTS["side_by_side"].potentials())[0] == NAME
+    from mlpot.models import checkpoint
+
+    kinds = {name: checkpoint.load(e.path)[1].kind for name, e in available_models().items()}
+    timed = list(SCRIPTS["side_by_side"].potentials())
+    assert timed[0] == NAME and set(timed) == {n for n, k in kinds.items() if k == "potential"}
