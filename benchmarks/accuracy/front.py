@@ -36,7 +36,7 @@ from experiment import (  # this folder is where the script runs
     stored,
     table,
 )
-from history import labelled_history
+from history import LABELLED, labelled_history
 
 from mlpot import MLPotCalculator
 from mlpot.data.formats import read_all
@@ -206,14 +206,15 @@ def trained_to_the_end() -> list[str]:
     told = []
     for name in available_models():
         if stages := stored(f"{name}-training").get("stages"):
-            last = labelled_history(stages)[-1]
+            first, last = stages[LABELLED]["history"][-1], labelled_history(stages)[-1]
             hours = sum(stage["hours"] or 0 for stage in stages.values())
             told.append(
-                f"- {name}: forces MAE {1e3 * last['force_mae']:.1f} meV/Å, energy MAE "
-                f"{1e3 * last['energy_mae']:.2f} meV/atom, after {last['step']:,.0f} steps with "
-                f"labels and {hours:.1f} h in all"
+                f"- {name}: forces MAE {1e3 * first['force_mae']:.1f} meV/Å after the first cycle "
+                f"with labels ({first['step']:,.0f} steps, {first['hours'] or 0:.1f} h), "
+                f"{1e3 * last['force_mae']:.1f} in the end ({last['step']:,.0f} steps, {hours:.1f} "
+                "h in all)"
             )
-    lead = "Short trainings favour small models, which do more steps in the same time. To the end:"
+    lead = "A quarter of an hour favours small models, which do more steps in it. An hour and more:"
     return [lead, "\n".join(told)] if told else []
 
 
