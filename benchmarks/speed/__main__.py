@@ -46,6 +46,14 @@ def read_result(mode: str) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
+def for_readme() -> dict[str, Any]:
+    """The standard mode, with what `training` has measured since."""
+    result = read_result("standard")
+    if results_file("training").is_file():
+        result["training_alone"] = read_result("training")
+    return result
+
+
 @app.command()
 def run(
     mode: Annotated[str, typer.Option(help="dev, fast or standard: seconds to an hour")] = "fast",
@@ -159,9 +167,7 @@ def render(mode: str = "standard", readme: Path = ROOT / "README.md") -> None:
 
     if mode != "standard":
         sys.exit(f"the README needs --mode standard, not {mode!r}; for others: show --mode {mode}")
-    result = read_result(mode)
-    if results_file("training").is_file():
-        result["training_alone"] = read_result("training")
+    result = for_readme()
     report.plot(result, results_file(mode).with_suffix(".png"))
     if not report.write_readme(readme, report.markdown(result)):
         sys.exit(f"{readme.name} has no lines {report.START!r} and {report.END!r} around a table")

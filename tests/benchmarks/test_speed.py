@@ -515,13 +515,33 @@ def test_stored_results_can_be_read_and_name_no_host(path: Path) -> None:
     import platform
 
     result = json.loads(path.read_text())
-    assert report.markdown(result)
-    assert result["rounds"] == command.efforts()[result["mode"]].rounds
+    if path.stem == "training":
+        assert all(row["molecules_per_s"] > 0 for row in result["training"])
+    else:
+        assert report.markdown(result)
+        assert result["rounds"] == command.efforts()[result["mode"]].rounds
     node = platform.node()
     assert not node or node not in path.read_text()
+
+
+def test_training_measured_alone_takes_the_place_of_what_a_run_measured(
+    result: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks.speed import throughput
+
+    row = {"task": "denoising", "trainer": "eager", "threads": 1, "status": "timed"}
+    monkeypatch.setattr(command, "RESULTS", tmp_path)
+    monkeypatch.setattr(throughput, "training", lambda *_: [{**row, "molecules_per_s": 77.0}])
+    (tmp_path / "standard.json").write_text(json.dumps(result))
+    assert "150 molecules/s" in report.markdown(command.for_readme())
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the command sets it
+    done = CliRunner().invoke(command.app, ["training", "--threads", "1"], catch_exceptions=False)
+    assert done.exit_code == 0 and "77.0 molecules/s" in done.output
+    told = report.markdown(command.for_readme())
+    assert "denoising, eager, 1 threads: 77 molecules/s" in told and "150 molecules/s" not in told
 
 
 def test_the_readme_holds_what_was_measured() -> None:
     """Not a number in its table is typed."""
     text = (command.ROOT / "README.md").read_text(encoding="utf-8")
-    assert report.markdown(command.read_result("standard")) in text
+    assert report.markdown(command.for_readme()) in text
