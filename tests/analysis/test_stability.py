@@ -220,6 +220,23 @@ def test_some_scenarios_now_and_the_rest_later(
         run(harmonic, more, tmp_path / "parts", only=["lader"])
 
 
+def interrupted_at(frame: int, monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """States are saved at every frame, and Ctrl-C comes at one, once; an entry for each frame."""
+    monkeypatch.setattr(batch_module, "CHECKPOINT", -1.0)
+    record, asked, cut = batch_module._Going._record, list[None](), False
+
+    def interrupted(self: Any, *state: Any) -> None:
+        nonlocal cut
+        asked.append(None)
+        if len(asked) == frame and not cut:
+            cut = True
+            raise KeyboardInterrupt
+        record(self, *state)
+
+    monkeypatch.setattr(batch_module._Going, "_record", interrupted)
+    return asked
+
+
 def test_what_was_begun_and_left_for_later_goes_on(
     soft: Subject, content: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,26 +244,16 @@ def test_what_was_begun_and_left_for_later_goes_on(
     long = replace(content.scenarios[0], name="long", temperatures=(300.0,), picoseconds=0.04)
     more = replace(content, scenarios=[*content.scenarios, long])
     partial = tmp_path / "suite" / "partial"
-    monkeypatch.setattr(batch_module, "CHECKPOINT", -1.0)
-    record, frames = batch_module._Going._record, 0
-
-    def interrupted(self: Any, *state: Any) -> None:
-        nonlocal frames
-        frames += 1
-        if frames == 15:
-            raise KeyboardInterrupt
-        record(self, *state)
-
-    monkeypatch.setattr(batch_module._Going, "_record", interrupted)
+    asked = interrupted_at(15, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run(soft, more, tmp_path / "suite", only=["long"])
     (state,) = partial.iterdir()
     (partial / f".{state.name}").touch()  # what a kill while it was written leaves
     run(soft, more, tmp_path / "suite", only=["ladder"])
     assert list(partial.iterdir()) == [state]
-    frames = 1000
+    asked.clear()
     run(soft, more, tmp_path / "suite", only=["long"])
-    assert frames == 1000 + 21 - 14  # the last state had frames 0 to 13
+    assert len(asked) == 21 - 14  # the last state had frames 0 to 13
     assert not partial.exists()
 
 
@@ -270,22 +277,12 @@ def test_a_batch_goes_on_from_its_state(
 ) -> None:
     """Interrupted half way: the same frames in the end, and only the other half is computed."""
     whole = runs_of(run(soft, content, tmp_path / "whole"))
-    monkeypatch.setattr(batch_module, "CHECKPOINT", -1.0)
-    record, frames = batch_module._Going._record, 0
-
-    def interrupted(self: Any, *state: Any) -> None:
-        nonlocal frames
-        frames += 1
-        if frames == 6:
-            raise KeyboardInterrupt
-        record(self, *state)
-
-    monkeypatch.setattr(batch_module._Going, "_record", interrupted)
+    asked = interrupted_at(6, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run(soft, content, tmp_path / "parts")
     assert len(os.listdir(tmp_path / "parts" / "partial")) == 1
     folder = run(soft, content, tmp_path / "parts")
-    assert frames == 12  # 11, and the one that was cut
+    assert len(asked) == 12  # 11, and the one that was cut
     parts = runs_of(folder)
     assert {k: without_times(r) for k, r in parts.items()} == {
         k: without_times(r) for k, r in whole.items()
