@@ -4,7 +4,7 @@
     python -m benchmarks.stability run --model gfn2-xtb          # a peer, through the same code
     python -m benchmarks.stability analyze --mode standard       # sums up again, in seconds
     python -m benchmarks.stability show --mode dev               # prints the tables
-    python -m benchmarks.stability render                        # the README's table
+    python -m benchmarks.stability render                        # results/MODE.md, the README
 
 Trajectories and records go to runs/stability/MODEL-MODE, sums to results/MODEL-MODE.json. What came
 of each run of the standard mode goes to results/MODEL-standard-runs.json as well: another machine
@@ -158,14 +158,18 @@ def show(mode: Mode = "dev") -> None:
 
 @app.command()
 def render(mode: Mode = "standard", readme: Path = ROOT / "README.md") -> None:
-    """Write the table into the README."""
+    """Write all tables into results/MODE.md, and the brief one into the README."""
+    from benchmarks.stability.brief import brief
     from benchmarks.stability.tables import END, START, markdown, write_block
 
     if mode != "standard":
         sys.exit(f"the README needs --mode standard, not {mode!r}; for others: show --mode {mode}")
-    if not write_block(readme, markdown(read_results(mode))):
+    results = read_results(mode)
+    page = f"# Stability: {mode}\n\n{markdown(results)}\n"
+    (RESULTS / f"{mode}.md").write_text(page, encoding="utf-8")
+    if not write_block(readme, brief(results)):
         sys.exit(f"{readme.name} has no lines {START!r} and {END!r} around a table")
-    typer.echo(f"wrote the table in {readme.name}")
+    typer.echo(f"wrote results/{mode}.md and the table in {readme.name}")
 
 
 if __name__ == "__main__":

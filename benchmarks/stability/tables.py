@@ -23,7 +23,7 @@ START, END = "<!-- stability: generated -->", "<!-- end -->"
 
 
 def markdown(summaries: Sequence[Summary]) -> str:
-    """Everything that goes between the README's markers."""
+    """All tables, as `show` prints them and `render` writes them to results/MODE.md."""
     parts = [
         _intro(summaries[0]),
         _groups(summaries),

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from benchmarks.stability import __main__ as script
 from benchmarks.stability import content as benchmark
 from benchmarks.stability.__main__ import label_of
+from benchmarks.stability.brief import brief
 from benchmarks.stability.goals import goals
 from benchmarks.stability.make_molecules import GROUPS, LARGE, STANDARD
 from benchmarks.stability.tables import END, START, markdown, write_block
@@ -141,6 +142,31 @@ def test_tables_of_a_summary(soft: Subject, content: Content, tmp_path: Path) ->
     assert text in written and "\nold\n" not in written
     readme.write_text("no markers")
     assert not write_block(readme, text)
+
+
+def test_the_brief_table_has_a_column_for_each_temperature() -> None:
+    """Of groups as a summary has them: models side by side, blanks where nothing was run."""
+    base = {"ensemble": "nvt", "end_temperature": None, "picoseconds": 20.0, "distortion": 0.0}
+
+    def group(scenario: str, kelvin: float, sound: int, **more: float) -> dict:
+        told = {"scenario": scenario, "temperature": kelvin, "sound": sound, "runs": 60}
+        return {**base, **told, **more}
+
+    ramp = {"from": 300.0, "to": 3000.0, "picoseconds": 10.0, "broke": {"one": 2100.0}, "runs": 20}
+    ramp["median"] = [2100.0, 1900.0, None]
+    goal = {"text": "runs hold", "limit": 0.95, "value": 0.9, "met": False}
+    rows = [group("ladder", 1000.0, 57), group("ladder", 300.0, 60)]
+    rows += [group("distorted", 300.0, 59, distortion=0.1), group("nve", 300.0, 5, ensemble="nve")]
+    summary = {"model": "mine", "groups": rows, "ramp": [ramp], "goals": [goal]}
+    peer = {"model": "peer", "groups": [group("ladder", 300.0, 1)], "ramp": [], "goals": []}
+    text = brief([summary, peer]).splitlines()
+    assert text[0] == "| runs whole to their end | ps | of | 300 K | 1000 K |"
+    assert "| molecules never seen | 20 | mine | 60 of 60 | 57 of 60 |" in text
+    assert "| molecules never seen | 20 | peer | 1 of 60 |  |" in text
+    assert "| starts off by 0.1 Å | 20 | mine | 59 of 60 |  |" in text
+    assert not any("nve" in line for line in text)
+    assert any("1 of 20 break, half of them by 2100 (1900 to over 3000) K" in t for t in text)
+    assert "- Goal: runs hold, 95 % of them: missed (90 %)." in text
 
 
 def test_tables_tell_what_failed_and_what_is_not_judged(

@@ -1,0 +1,69 @@
+"""The README's table: one row for each kind of simulation, one column for each temperature."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from mlpot.analysis.words import median_words
+
+Summary = dict[str, Any]
+
+#: scenario -> what a reader who knows none of them is told
+_WHAT = {
+    "ladder": "molecules never seen",
+    "long": "some of them, for longer",
+    "distorted": "starts off by {distortion:g} Å",
+    "groups": "functional groups of no training molecule",
+    "large": "larger than any of training",
+    "reference": "with a reference trajectory",
+}
+
+
+def brief(summaries: Sequence[Summary]) -> str:
+    """Shares of whole runs, ramps and goals; the first summary is of the model of the goals."""
+    parts = [_shares(summaries), _ramps(summaries), _goals(summaries[0])]
+    return "\n\n".join("\n".join(lines) for lines in parts if lines)
+
+
+def _shares(summaries: Sequence[Summary]) -> list[str]:
+    rows = _rows(summaries)
+    kelvins = sorted({kelvin for cells in rows.values() for kelvin in cells})
+    head = " | ".join(f"{t:g} K" for t in kelvins)
+    lines = [
+        f"| runs whole to their end | ps | of | {head} |",
+        "|---|---|---|" + "---|" * len(kelvins),
+    ]
+    for (what, ps, model), cells in rows.items():
+        told = " | ".join(cells.get(t, "") for t in kelvins)
+        lines.append(f"| {what} | {ps:g} | {model} | {told} |")
+    return lines
+
+
+def _rows(summaries: Sequence[Summary]) -> dict[tuple[str, float, str], dict[float, str]]:
+    """(what, ps, model) -> K -> '60 of 60'; models side by side."""
+    found: dict[tuple[str, float], dict[str, dict[float, str]]] = {}
+    for summary in summaries:
+        for g in summary["groups"]:
+            if g["ensemble"] == "nvt" and g["end_temperature"] is None:
+                key = (_WHAT[g["scenario"]].format(**g), g["picoseconds"])
+                cells = found.setdefault(key, {}).setdefault(summary["model"], {})
+                cells[g["temperature"]] = f"{g['sound']} of {g['runs']}"
+    return {(*key, model): c for key, models in found.items() for model, c in models.items()}
+
+
+def _ramps(summaries: Sequence[Summary]) -> list[str]:
+    return [
+        f"Heated from {r['from']:g} to {r['to']:g} K in {r['picoseconds']:g} ps, {s['model']}: "
+        f"{len(r['broke'])} of {r['runs']} break"
+        + (f", half of them by {median_words(r)} K (95 % interval)." if r["broke"] else ".")
+        for s in summaries
+        for r in s["ramp"]
+    ]
+
+
+def _goals(summary: Summary) -> list[str]:
+    words = {True: "met", False: "missed", None: "not measured"}
+    return [
+        f"- Goal: {g['text']}, {100 * g['limit']:g} % of them: {words[g['met']]}"
+        + ("." if g["value"] is None else f" ({100 * g['value']:.3g} %).")
+        for g in summary["goals"]
+    ]
