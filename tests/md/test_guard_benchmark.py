@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from benchmarks.guard import calibrate, cost, runs, simulated
+from benchmarks.guard import brief, calibrate, cost, runs, simulated
 from benchmarks.guard.calibrate import JOINED, OURS, areas, file_of, page, settings_of
 from benchmarks.guard.features import Atoms, look
 from benchmarks.guard.parts import Part, find
@@ -278,3 +278,33 @@ def test_the_cost_of_watching_replicas(guarded: Path, monkeypatch: pytest.Monkey
     told = {"model": {"name": "m", "sha256": "abcdef0123"}, "commit": "c", "machine": "x86"}
     text = cost.page(told | {"rows": {"ethanol": row}})
     assert "| 5.0 | +7.0 | 22 copies: +6.0 |" in text and "m abcdef01. Commit c; x86." in text
+
+
+# --- the README ----------------------------------------------------------------------------------
+
+
+def test_the_readme_is_told_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of made-up results: the product's row and no other, both rates side by side, cost."""
+    area = {"atom": 0.91, "frame": 0.95, "frame_rms": None}
+    part = {"auc": {OURS: area, "another": {**area, "frame": 0.5}}}
+    model = {"name": "shipped"}
+    calibration = {"settings": {"model": model, "large": 3.0}, "acac": part, "druglike": part}
+    row = {"molecule": "a", "kelvin": 300.0, "runs": 20, "broken": 0, "flagged_but_whole": 1}
+    hot = {**row, "kelvin": 600.0, "broken": 4, "flagged_before_break": 3}
+    kept = {"settings": {"model": model, "part": {"ps": 5.0}}, "rows": {"a": row, "b": hot}}
+    assert brief.lines(tmp_path) == []
+    (tmp_path / "calibration-standard.json").write_text(json.dumps(calibration))
+    (tmp_path / "runs-calm.json").write_text(json.dumps(kept))
+    costs = {"rows": {"CCO": {"openmm_percent": 4.25, "atoms": 9}}}
+    (tmp_path / "cost.json").write_text(json.dumps(costs))
+    acac, druglike, calm, warm, cost_line = brief.lines(tmp_path)
+    assert "3 times" in acac and "0.950 of frames, 0.910 of atoms" in acac
+    assert "shipped, molecules never seen" in druglike and "0.500" not in acac + druglike
+    assert "300 K: false stops: 1 of 20, 5 %" in calm and "1 molecules, 5 ps" not in calm
+    assert "flagged before the break: 3 of 4, 75 %" in warm
+    assert "+4.2 % of 9 atoms" in cost_line
+    monkeypatch.setattr(brief, "RESULTS", tmp_path)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{brief.START}\n{brief.END}\nafter\n")
+    brief.main(readme)
+    assert readme.read_text().count("\n- ") == 5

@@ -1,0 +1,72 @@
+"""What the guard's results say, in the README: lines between its markers.
+
+python -m benchmarks.guard.brief      # from results/, whatever of them there is
+"""
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from benchmarks.accuracy.experiment import fill, read_results
+from benchmarks.guard.calibrate import OURS, shown
+from benchmarks.guard.runs import RESULTS, ROOT, verdict
+
+Json = dict[str, Any]
+
+START, END = "<!-- guard: generated -->", "<!-- end -->"
+
+
+def lines(folder: Path) -> list[str]:
+    """One for each result: calibration, runs, cost."""
+    calibrated = sorted(folder.glob("calibration-standard*.json"))
+    found = [line for file in calibrated for line in _calibration(read_results(file))]
+    for file in sorted(folder.glob("runs-*.json")):
+        found += _runs(read_results(file))
+    if (file := folder / "cost.json").is_file():
+        found.append(_cost(read_results(file)))
+    return found
+
+
+def _calibration(result: Json) -> list[str]:
+    of = {
+        "acac": "acetylacetone after fine-tuning at 300 K, asked about 300 and 600 K (PBE-D3)",
+        "druglike": f"{result['settings']['model']['name']}, molecules never seen (AIMNet2)",
+    }
+    large = f"- Force errors above {result['settings']['large']:g} times the usual"
+    told = []
+    for part, what in of.items():
+        row = result[part]["auc"][OURS]
+        areas = f"{shown(row['frame'])} of frames, {shown(row['atom'])} of atoms"
+        told.append(f"{large}, {what}: ROC-AUC {areas}.")
+    return told
+
+
+def _runs(result: Json) -> list[str]:
+    rows, s = list(result["rows"].values()), result["settings"]
+    kelvins = sorted({row["kelvin"] for row in rows})
+    names = {row["molecule"] for row in rows}
+    which = f"{len(names)} molecules" if len(names) > 1 else names.pop()
+    told = [verdict([r for r in rows if r["kelvin"] == t]).removeprefix("- ") for t in kelvins]
+    return [f"- {s['model']['name']}, {which}, {s['part']['ps']:g} ps, {text}." for text in told]
+
+
+def _cost(told: Json) -> str:
+    cells = [
+        f"{row['openmm_percent']:+.1f} % of {row['atoms']} atoms" for row in told["rows"].values()
+    ]
+    return f"- Added to the time of a simulation in OpenMM: {', '.join(cells)}."
+
+
+def main(readme: Path = ROOT / "README.md") -> None:
+    """Write what there is into the README."""
+    found = lines(RESULTS)
+    if not found:
+        raise typer.BadParameter("there are no results yet; see benchmarks/guard/README.md")
+    if not fill(readme, START, "\n".join(found), END):
+        raise typer.BadParameter(f"{readme.name} has no lines {START!r} and {END!r}")
+    typer.echo(f"wrote {len(found)} lines in {readme.name}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
