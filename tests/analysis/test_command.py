@@ -260,6 +260,26 @@ def test_what_was_judged_by_the_input_geometry_is_not_kept(bench: Bench, tmp_pat
         assert 1e-6 < np.abs(np.array(lengths) - given[name]).max() < 0.1
 
 
+def test_render_writes_the_page_and_only_of_the_standard_mode_the_readme(
+    bench: Bench, tmp_path: Path
+) -> None:
+    bench("--out", tmp_path / "one")
+    readme, empty = tmp_path / "README.md", f"{START}\n{END}\n"
+    readme.write_text(empty)
+
+    def render(mode: str) -> str:
+        words = ["render", "--mode", mode, "--readme", str(readme)]
+        result = CliRunner().invoke(script.app, words, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return (tmp_path / "results" / f"{mode}.md").read_text()
+
+    results = tmp_path / "results"
+    (results / "springs-fast.json").write_text((results / "springs-standard.json").read_text())
+    assert "ladder" in render("fast") and readme.read_text() == empty
+    page = render("standard")
+    assert "core-hours" in page and "| runs whole to their end |" in readme.read_text()
+
+
 def test_goals_count_only_what_is_long_enough() -> None:
     def summary(share: float, ps: float, runs: int) -> dict:
         group = {"scenario": "ladder", "temperature": 1000.0, "picoseconds": ps, "runs": runs}
