@@ -96,7 +96,9 @@ class Experiment:
         trainings, models = self.result["trainings"], self.result["models"]
         for rate in self.mode.rates:
             key = training_key(case, rate)
-            if key not in trainings:
+            # another machine has the numbers of a training, and not its model
+            lost = case.key not in models and not self._model(case, rate).is_file()
+            if key not in trainings or lost:
                 trainings[key] = self._trained(case, rate)
                 write_results(self.file, self.result)
                 self.report(f"{key}: {trainings[key]['validation_meV']}")
@@ -110,6 +112,9 @@ class Experiment:
 
     def _folder(self, case: Case, rate: float) -> Path:
         return self.state / case.folder / f"rate-{rate:g}"
+
+    def _model(self, case: Case, rate: float) -> Path:
+        return self._folder(case, rate) / "model.safetensors"
 
     def _trained(self, case: Case, rate: float) -> Json:
         problem = self.problems[case.molecule]
@@ -129,7 +134,7 @@ class Experiment:
     def _driven(self, case: Case, rate: float) -> tuple[Json, str]:
         """The row of a model, and what failed in its simulations."""
         problem = self.problems[case.molecule]
-        path = self._folder(case, rate) / "model.safetensors"
+        path = self._model(case, rate)
         model = load_potential(path)[0]
         errors = {
             f"{t:g}": millis(evaluate(model, frames))

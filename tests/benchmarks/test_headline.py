@@ -1,6 +1,7 @@
 """The headline experiment: what is judged, how numbers are made of runs, and a tiny real run."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -386,6 +387,23 @@ def test_every_part_runs_once_whatever_interrupts_it(
     assert "goal" not in tables.page(one.result, "dev")  # it is about 50 frames
     with pytest.raises(InputError, match="other steps"):
         one_experiment(tmp_path, Mode(**{**SMALL.__dict__, "steps": 3}))
+
+
+def test_another_machine_trains_again_what_was_not_simulated(tmp_path: Path) -> None:
+    """It has the results and no model files: what is measured stays, the rest is made anew."""
+    one = one_experiment(tmp_path)
+    one.run()
+    first, *_, last = one.result["models"]
+    del one.result["models"][last]
+    (tmp_path / "small.json").write_text(json.dumps(one.result))
+    shutil.rmtree(one.state)
+    other = one_experiment(tmp_path)
+    other.run()
+    assert other.result["models"][first] == one.result["models"][first]
+    assert len(other.result["models"]) == len(one.result["models"]) + 1
+    molecule, frames, draw, start = last.split(" | ")
+    of_it = Case(molecule, int(frames), int(draw), start).folder
+    assert [folder.name for folder in other.state.iterdir()] == [of_it]
 
 
 def test_results_of_another_recipe_or_simulation_are_not_mixed(
