@@ -162,16 +162,18 @@ def show(mode: str = "dev") -> None:
 
 @app.command()
 def render(mode: str = "standard", readme: Path = ROOT / "README.md") -> None:
-    """Draw results/<mode>.png and write the table into the README."""
+    """Write results/<mode>.md and .png, and the brief table into the README."""
     from benchmarks.speed import report
 
     if mode != "standard":
         sys.exit(f"the README needs --mode standard, not {mode!r}; for others: show --mode {mode}")
-    result = for_readme()
-    report.plot(result, results_file(mode).with_suffix(".png"))
-    if not report.write_readme(readme, report.markdown(result)):
+    result, file = for_readme(), results_file(mode)
+    report.plot(result, file.with_suffix(".png"))
+    page = f"# Speed: {mode}\n\n{report.markdown(result)}\n"
+    file.with_suffix(".md").write_text(page, encoding="utf-8")
+    if not report.write_readme(readme, report.brief(result)):
         sys.exit(f"{readme.name} has no lines {report.START!r} and {report.END!r} around a table")
-    typer.echo(f"wrote {mode}.png and the table in {readme.name}")
+    typer.echo(f"wrote {mode}.md, {mode}.png and the table in {readme.name}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Results as Markdown and as a plot."""
 
 from pathlib import Path
+from typing import Any
 
 from benchmarks.accuracy.experiment import fill
 from benchmarks.speed.bound import NAME as BOUND
@@ -28,8 +29,24 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:,.0f}" if "e" in text or abs(value) >= 1000 else text
 
 
+#: of the README's table
+SHOWN = ("aspirin", "imatinib", "peptide", "water-300", "water-6000")
+
+
+def brief(result: Result) -> str:
+    """For the README: a step of dynamics in OpenMM, and the goals."""
+    m, shown = result["machine"], [name for name in SHOWN if name in _systems(result)]
+    head = (
+        "Milliseconds a step of dynamics in OpenMM (platform CPU, float32), each row at its faster "
+        f"of 1 and {result['threads']} threads; in brackets: one call only. {m['cpu']}, "
+        f"{m['cores_allowed']} of {m['cores']} cores."
+    )
+    rows = [(name, route) for name, route in _rows(result) if route == "OpenMM"]
+    return "\n".join([head, "", *_table(result, shown, rows), "", *_goals(goals(result))])
+
+
 def markdown(result: Result) -> str:
-    """Everything that goes between the README's markers."""
+    """All tables, as `show` prints them and `render` writes them to results/MODE.md."""
     return "\n".join(
         [
             *_machine(result),
@@ -64,10 +81,13 @@ def _systems(result: Result) -> list[str]:
 
 
 def _times(result: Result) -> list[str]:
-    systems = _systems(result)
+    return _table(result, _systems(result), _rows(result))
+
+
+def _table(result: Result, systems: list[str], rows: list[tuple[str, str]]) -> list[str]:
     head = " | ".join(f"{SYSTEMS[s].what.split(', ')[0]} ({SYSTEMS[s].atoms:,})" for s in systems)
     lines = [f"| through OpenMM, ms | {head} |", "|---|" + "---|" * len(systems)]
-    for name, route in _rows(result):
+    for name, route in rows:
         cells = [_cell(result, system, name, route) for system in systems]
         if set(cells) != {"–"}:
             label = name if route == "OpenMM" else f"*{name}, {route}*" if route != "bound" else ""
@@ -138,14 +158,14 @@ def _throughput(result: Result) -> list[str]:
             continue
         rate = 1e3 * REPLICAS / r["many_ms"]
         lines.append(
-            f"- {REPLICAS} replicas of ethanol in one call, {r['engine']}, {r['threads']} "
-            f"threads: {number(rate)} evaluations/s together, {number(r['gain'])} times one"
+            f"- {REPLICAS} replicas of ethanol in one call, {r['engine']}, {_threads(r)}: "
+            f"{number(rate)} evaluations/s together, {number(r['gain'])} times one"
         )
     alone = result.get("training_alone", {})
     where = f"; {alone['machine']['cpu']}, load {alone['load'][0]:g} before" if alone else ""
     for t in alone.get("training") or result.get("training", []):
         lines.append(
-            f"- {t.get('task', LABELS)}, {t['trainer']}, {t['threads']} threads: "
+            f"- {t.get('task', LABELS)}, {t['trainer']}, {_threads(t)}: "
             f"{number(t['molecules_per_s'])} molecules/s (17 atoms each, batches of 512 "
             f"atoms{where})"
         )
@@ -154,6 +174,10 @@ def _throughput(result: Result) -> list[str]:
             said = m.get("failed") or f"{number(m['kB_per_atom'])} kB an atom at the peak"
             lines.append(f"- memory, {system}, {engine}: {said}")
     return lines
+
+
+def _threads(row: dict[str, Any]) -> str:
+    return "1 thread" if row["threads"] == 1 else f"{row['threads']} threads"
 
 
 def write_readme(readme: Path, text: str) -> bool:

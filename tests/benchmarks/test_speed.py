@@ -465,6 +465,9 @@ def test_render_is_idempotent_and_says_when_markers_are_missing(
     first = render()
     assert first.startswith("before\n") and first.endswith(f"after {report.END}\n")
     assert "old" not in first and "mlpot torchforce" in first
+    assert "one call, " not in first and "MACE" in first
+    page = (tmp_path / "standard.md").read_text()
+    assert "replicas of ethanol in one call" in page and "time of mlpot / time of" in page
     assert render() == first
     assert (tmp_path / "standard.png").stat().st_size > 10_000
     readme.write_text("no markers here")
