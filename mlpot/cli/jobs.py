@@ -1,6 +1,7 @@
 """What the verbs that run many jobs share: who computes, options, a progress bar."""
 
 import ast
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,14 +36,18 @@ def labeller_of(name: str, option: Sequence[str] | None, level: str) -> "Labelle
 
 
 def parse_options(given: Sequence[str] | None) -> dict[str, Any]:
-    """KEY=VALUE as Python values where they are, such as numbers; else as text."""
+    """KEY=VALUE as Python values where they are, such as numbers; else as text. true, false and
+    none are values in any case of letters: as text, "false" would be true to a calculator."""
     from mlpot.errors import InputError
 
-    options = {}
+    options: dict[str, Any] = {}
     for item in given or ():
         key, equals, value = item.partition("=")
         if not (equals and key.isidentifier()):
             raise InputError(f"an option must be KEY=VALUE, got {item!r}")
+        if value.lower() in _WORDS:
+            options[key] = _WORDS[value.lower()]
+            continue
         try:
             options[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
@@ -50,9 +55,16 @@ def parse_options(given: Sequence[str] | None) -> dict[str, Any]:
     return options
 
 
+_WORDS = {"true": True, "false": False, "none": None}
+
+#: seconds between lines where there is no terminal for a bar: the log of a cluster's job
+_BETWEEN_LINES = 60.0
+
+
 @contextmanager
 def progress_bar(what: str, quiet: bool, store: Path) -> Iterator[dict[str, Any]]:
-    """A progress bar with the number of failures in it; Ctrl-C is no error."""
+    """A progress bar with the number of failures in it, or a line a minute where there is no
+    terminal; Ctrl-C is no error."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Left
 
@@ -62,17 +74,19 @@ def progress_bar(what: str, quiet: bool, store: Path) -> Iterator[dict[str, Any]
     hidden = quiet or not screen.is_terminal
     with Progress(*columns, console=screen, disable=hidden, transient=True) as progress:
         task = progress.add_task(what, total=None)
-        failures = 0
+        failures, told = 0, time.monotonic()
 
         def start(total: int, known: int) -> None:
             progress.update(task, total=total, completed=known)
 
         def advance(good: bool) -> None:
-            nonlocal failures
+            nonlocal failures, told
             failures += not good
-            progress.update(
-                task, advance=1, description=f"{what}, {failures} failed" if failures else what
-            )
+            words = f"{what}, {failures} failed" if failures else what
+            progress.update(task, advance=1, description=words)
+            if hidden and not quiet and time.monotonic() - told > _BETWEEN_LINES:
+                told, now = time.monotonic(), progress.tasks[task]
+                aside(f"{words}: {now.completed:,.0f} of {now.total or 0:,.0f}")
 
         try:
             yield {"on_start": start, "on_result": advance}

@@ -17,8 +17,9 @@ from mlpot.data.record import Record, check_records
 from mlpot.data.store import Store
 from mlpot.errors import InputError, UnsupportedSystemError
 
-# Å, positions that differ by less are the same frame: what float32 and text files round away.
-_RESOLUTION = 1e-6
+# Å. A frame that was stored in float32 in between has the same key, always; one from a text file of
+# 8 digits nearly always: where a coordinate falls on the edge of a step it is computed again.
+_RESOLUTION = 1e-5
 
 _EXTRAS = ("committee_energy_std", "committee_force_std")
 
@@ -118,7 +119,8 @@ def frame_key(record: Record, labeller: Labeller) -> str:
 
 
 def _rounded(values: NDArray) -> bytes:
-    steps = np.rint(np.asarray(values, dtype=np.float64) / _RESOLUTION)
+    single = np.asarray(values, dtype=np.float32).astype(np.float64)
+    steps = np.rint(single / _RESOLUTION)
     return steps.astype("<i8").tobytes()
 
 

@@ -3,8 +3,11 @@
 import hashlib
 import json
 import os
+import shutil
 import sys
+import tempfile
 import threading
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -107,6 +110,8 @@ class Labeller:
                 f"{self.name} made a {type(calculator).__name__}, which is no ASE calculator. "
                 f"{_HELP}"
             )
+        if self.name not in LABELLERS:  # those work in memory
+            _set_apart(calculator)
         return calculator
 
 
@@ -176,6 +181,25 @@ def _content(value: Any) -> Any:
         return value
     with open(value, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _set_apart(calculator: Any) -> None:
+    """A folder of its own for what writes files: in one folder, workers read each other's results
+    and label a frame with the energy of another.
+
+    A folder that the user named gets a subfolder, which stays; else it is a temporary one, which
+    goes with the calculator.
+    """
+    named = getattr(calculator, "directory", None)
+    if named is None:
+        return
+    if str(named) not in ("", "."):
+        folder = Path(named).absolute() / f"worker-{os.getpid()}-{threading.get_native_id()}"
+        folder.mkdir(parents=True, exist_ok=True)
+    else:
+        folder = Path(tempfile.mkdtemp(prefix="mlpot-label-"))
+        weakref.finalize(calculator, shutil.rmtree, folder, ignore_errors=True)
+    calculator.directory = folder if isinstance(named, Path) else str(folder)
 
 
 def _module(name: str) -> Any:

@@ -6,6 +6,7 @@ line of a key replaces an earlier one. A line that a kill has cut is removed at 
 
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -93,11 +94,17 @@ class Store:
             return
         try:  # released by the system when the process ends, however it ends
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise DataError(
                 f"{self.path}: another process is writing to it. Wait until it has finished, or "
                 "name another output"
             ) from error
+        except OSError as error:  # Lustre without flock, some NFS
+            warnings.warn(
+                f"{self.path}: this file system cannot lock files ({error.strerror}), so a second "
+                "process that writes to it would not be noticed. Do not start one",
+                stacklevel=3,
+            )
 
     def _open(self) -> None:
         """Read what is there, and leave a file that ends with a whole line."""

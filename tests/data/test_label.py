@@ -1,5 +1,7 @@
 """Labelling: right numbers, nothing twice, nothing lost to a kill, failures with their reason."""
 
+import errno
+import gc
 import hashlib
 import json
 import os
@@ -11,6 +13,7 @@ import types
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import h5py
@@ -18,12 +21,14 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import molecule
-from ase.calculators.calculator import Calculator
+from ase.calculators.calculator import Calculator, FileIOCalculator
 from ase.calculators.emt import EMT
 from ase.calculators.test import calculate_numerical_forces
+from ase.io import read as ase_read
 from typer.testing import CliRunner
 
 from mlpot import units
+from mlpot.cli.jobs import parse_options, progress_bar
 from mlpot.data import calculators, jobs
 from mlpot.data.formats import read, read_all
 from mlpot.data.formats.extxyz import write_extxyz
@@ -37,6 +42,7 @@ from mlpot.data.store import Store
 from mlpot.errors import DataError, InputError, MissingDependencyError, UnsupportedSystemError
 
 FILES = Path(__file__).parent / "files"
+ROOT = Path(__file__).resolve().parents[2]
 EMT_PATH = "ase.calculators.emt:EMT"
 
 
@@ -73,6 +79,32 @@ class Odd(Calculator):
 
 
 ODD = "tests.data.test_label:Odd"
+
+
+class Program(FileIOCalculator):
+    """A program that is told by files in its folder: EMT, slowly enough to be overtaken."""
+
+    implemented_properties: ClassVar = ["energy", "forces"]
+    script = (
+        "import time; from ase.io import read, write; from ase.calculators.emt import EMT\n"
+        "atoms = read('input.xyz'); time.sleep(0.1); atoms.calc = EMT(); atoms.get_forces()\n"
+        "write('output.xyz', atoms)"
+    )
+
+    def __init__(self, **options: Any):
+        super().__init__(command=f'{sys.executable} -c "{self.script}"', **options)
+
+    def write_input(self, atoms: Any, properties: Any = None, system_changes: Any = None) -> None:
+        super().write_input(atoms, properties, system_changes)
+        atoms = atoms.copy()
+        atoms.write(Path(self.directory) / "input.xyz")
+
+    def read_results(self) -> None:
+        done = ase_read(Path(self.directory) / "output.xyz")
+        self.results = {"energy": done.get_potential_energy(), "forces": done.get_forces()}
+
+
+PROGRAM = "tests.data.test_label:Program"
 
 
 class Scaled(Odd):
@@ -202,7 +234,7 @@ def test_what_a_frame_is_told_by() -> None:
     box = 9 * np.eye(3)
     others = [
         replace(one, charge=2),
-        replace(one, positions=one.positions + 1e-5),
+        replace(one, positions=one.positions + 2e-5),
         replace(one, numbers=np.array([16, 1, 1])),
         replace(one, cell=box, pbc=(True,) * 3),
         replace(one, cell=box + 1, pbc=(True,) * 3),
@@ -301,6 +333,57 @@ def test_every_prefix_of_a_store_can_be_opened(store: Path) -> None:
             assert results["c"] == {"x": 1e-300}
             if "a" in results:
                 assert results["a"] == {"x": 0.1}
+
+
+def test_copies_in_float32_are_known_and_those_of_text_nearly_always() -> None:
+    rng, how = np.random.default_rng(0), labeller(EMT_PATH)
+    frames = [chain(30, positions=rng.uniform(-8, 8, (30, 3))) for _ in range(200)]
+    keys = [frame_key(r, how) for r in frames]
+    single = [replace(r, positions=r.positions.astype(np.float32)) for r in frames]
+    assert [frame_key(r, how) for r in single] == keys
+    text = [replace(r, positions=np.round(r.positions, 8)) for r in frames]
+    assert sum(frame_key(r, how) != k for r, k in zip(text, keys, strict=True)) < 20
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_programs_that_write_files_do_not_read_those_of_others(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    """Workers share the current folder: in it, one would read the output of another."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    options = {"directory": str(tmp_path / "work")} if named else {}
+    records = chains(8)
+    out = label(records, labeller(PROGRAM, options), store, workers=2)
+    assert out.failed == {}
+    wanted = [emt(r).get_potential_energy() for r in records]
+    assert [r.energy for r in out.records] == pytest.approx(wanted, abs=1e-6)
+    assert not list((tmp_path / "here").iterdir())
+    assert len(list(tmp_path.glob("work/worker-*/output.xyz"))) == (2 if named else 0)
+
+
+def test_a_temporary_folder_goes_with_its_calculator() -> None:
+    made = labeller(PROGRAM).build()
+    folder = Path(made.directory)
+    assert folder.is_dir() and folder != Path.cwd()
+    del made
+    gc.collect()
+    assert not folder.exists()
+    new = labeller("ase.calculators.orca:ORCA", {"profile": SimpleNamespace()}).build()
+    assert isinstance(new.directory, Path) and new.directory.is_dir()
+
+
+def test_a_file_system_without_locks_is_told_and_used(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("mlpot.data.store.fcntl.flock", unsupported)
+    with pytest.warns(UserWarning, match="cannot lock files"), Store(store) as results:
+        results.add("a", {"x": 1})
+    assert b'"a"' in store.read_bytes()
 
 
 def test_a_store_has_one_writer_and_is_not_any_file(store: Path) -> None:
@@ -762,3 +845,30 @@ def test_every_known_labeller_has_a_level() -> None:
     assert levels["pyscf"] == "b3lyp/def2-svp"
     assert len(set(levels.values())) == len(LABELLERS)
     assert labeller("gfn2-xtb", {"accuracy": 0.1}).level == "GFN2-xTB accuracy=0.1"
+
+
+# --- the command line's own -----------------------------------------------------------------------
+
+
+def test_words_of_options_are_values() -> None:
+    """ "false" as text would switch on what it is meant to switch off."""
+    given = ["a=false", "b=True", "c=none", "d=3", "e=b3lyp", "f='false'"]
+    wanted = {"a": False, "b": True, "c": None, "d": 3, "e": "b3lyp", "f": "false"}
+    assert parse_options(given) == wanted
+
+
+def test_without_a_terminal_there_is_a_line_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is seen in the log of a cluster's job."""
+    clock = iter(range(0, 1000, 25))
+    monkeypatch.setattr("mlpot.cli.jobs.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    for quiet in (False, True):
+        with progress_bar("labelling", quiet, tmp_path) as bar:
+            bar["on_start"](100, 90)
+            for good in (True, False, True):
+                bar["on_result"](good)
+        told = capsys.readouterr()
+        lines = (told.out + told.err).split("\n")
+        wanted = [] if quiet else ["labelling, 1 failed: 93 of 100"]
+        assert [line for line in lines if line.startswith("labelling")] == wanted
