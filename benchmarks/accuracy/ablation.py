@@ -232,10 +232,21 @@ class Ablation:
             store(NAME, self.result)
         return folder / "model.safetensors"
 
+    def keep_steps(self, seconds: Sequence[str], denoise_steps: int) -> None:
+        """Take these instead of timing, so that another machine does the same steps."""
+        known = self.result["seconds_per_step"]
+        for item in seconds:
+            architecture, _, value = item.partition("=")
+            known.setdefault(architecture, float(value))
+        if denoise_steps:
+            self.result.setdefault("denoise_steps", denoise_steps)
+
     def denoising_steps(
         self, train: Callable[[int, Path, Sequence[Record]], Any], few: Sequence[Record]
     ) -> int:
         """What fits the minutes of denoising; the same for every noise, whichever was first."""
+        if steps := self.result.get("denoise_steps"):
+            return int(steps)
         for known in self.result["denoised"].values():
             return int(known["steps"])
         per = seconds_per_step(lambda steps, out: train(steps, out, few), NAME, "timing")
@@ -264,6 +275,7 @@ def geom2vec() -> Path:
 # --- commands --------------------------------------------------------------------------------
 
 FRAMES = typer.Option([1000, 5000, 20000], help="sizes of the supervised set")
+STEP_TIMES = typer.Option([], help="own=S, geom2vec=S: seconds of a step, instead of timing it")
 NOISES = typer.Option([0.1], help="Å; 0.04, 0.1 and 0.2 are worth a look")
 
 
@@ -285,6 +297,8 @@ def run(
     denoise_rate: float = 1e-3,
     threads: int = 2,
     compile: str = "yes",
+    step_time: list[str] = STEP_TIMES,
+    denoise_steps: int = typer.Option(0, help="instead of what fits --denoise-minutes here"),
     plan: bool = typer.Option(False, help="only say what is to be done"),
 ) -> None:
     """Do what is not in the results yet."""
@@ -311,6 +325,7 @@ def run(
         print(*(case.key for case in todo), f"{len(todo)} runs to do", sep="\n")
         return
     experiment = Ablation(divide(read(DATA / DRUGLIKE), ELEMENTS, held_out()), settings)
+    experiment.keep_steps(step_time, denoise_steps)
     for case in todo:
         row = experiment.run(case)
         print(f"{case.key}: {row['minutes']:.1f} min, {row['test_meV']}", flush=True)
@@ -325,6 +340,8 @@ def options(result: dict[str, Any]) -> list[str]:
         **{k: settings[k] for k in ("minutes", "denoise_minutes")},
     }
     words = [f"--{k.replace('_', '-')} {v:g}" for k, v in told.items()]
+    words += [f"--step-time {k}={v:.4g}" for k, v in result["seconds_per_step"].items()]
+    words += [f"--denoise-steps {d['steps']}" for d in list(result["denoised"].values())[:1]]
     alike: dict[tuple[tuple[int, ...], int], list[str]] = {}
     for noise in result["denoised"]:
         same = [row for row in rows if row["start"] == f"denoised {noise} Å"]

@@ -4,7 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from experiment import table, with_spread  # this folder is where the script runs
+from experiment import (  # this folder is where the script runs
+    SPELT_OTHERWISE,
+    made_at,
+    table,
+    with_spread,
+)
 
 #: names of starts; the others are "denoised NOISE Å" and those of geom2vec
 NOTHING, LONGER = "nothing", "nothing, longer"
@@ -115,10 +120,16 @@ def tables(result: dict[str, Any]) -> str:
         f"{d['minutes']:.1f} min, remaining loss {d['validation_loss']:.3f}"
         for noise, d in result["denoised"].items()
     ]
+    elsewhere = (
+        " Minutes and losses are of several machines, and losses of other frames for validation."
+    )
+    elsewhere = elsewhere if result.get("went_on") else ""
     own = settings["model"]
     return "\n".join(
         [
-            "Errors on unseen drug-like molecules (forces meV/Å, energies meV/atom),"
+            "Errors on the test molecules of the drug-like set, dimers among them (forces meV/Å,"
+            f" energies meV/atom; {len(SPELT_OTHERWISE)} of them are in training under another"
+            " spelling, the same for all starts),"
             f" {own['layers']} layers x {own['channels']} channels, {own['cutoff']:g} Å,"
             f" {settings['minutes']:g} minutes of supervised training on {settings['threads']}"
             f" threads ({settings['optimizer']}), molecules without P and I. Gain: forces MAE from"
@@ -129,8 +140,8 @@ def tables(result: dict[str, Any]) -> str:
             table([*header.split(" | "), "structures seen", "minutes"], rows),
             "",
             *([told_all, ""] if (told_all := verdict(groups)) else []),
-            *([f"Denoising, {'; '.join(denoised)}."] if denoised else []),
-            f"Speed, {'; '.join(told)}. Commit {result['commit']}; {result['machine']}.",
+            *([f"Denoising, {'; '.join(denoised)}.{elsewhere}"] if denoised else []),
+            f"Speed, {'; '.join(told)}. {made_at(result)}",
         ]
     )
 

@@ -19,6 +19,7 @@ from experiment import (  # this folder is where the script runs
     SHIPPED,
     commit,
     machine,
+    made_at,
     of_model,
     save_plot,
     store,
@@ -201,13 +202,13 @@ def tables(result: dict[str, Any]) -> str:
         return f"{energy:.2g} meV, {force:.2g} meV/Å"
 
     checks = [
-        ["repulsive over the innermost 0.2 Å", passed("no wall")],
+        [f"repulsive over the innermost {WALL:g} Å, the wall", passed("no wall")],
         ["repulsion grows monotonically inwards there", passed("wall not monotone")],
         [
             f"repulsive wherever it is {FADE:g} Å below the shortest length of training (floor)",
             passed("attraction below the floor"),
         ],
-        ["sign flips of the force in the wall, all pairs", str(sum(r["wall_flips"] for r in rows))],
+        ["sign flips of the force there, all pairs", str(sum(r["wall_flips"] for r in rows))],
         [
             "sign flips over the whole curve, mean and largest",
             f"{np.mean(flips):.1f}, {max(flips)}",
@@ -226,12 +227,15 @@ def tables(result: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"{len(rows)} pairs of elements of {result['settings']['model']}, from {DEPTH} Å below"
-            f" the sum of covalent radii (at least {NEAREST} Å) to beyond the cutoff.",
+            f" the sum of covalent radii (at least {NEAREST} Å) to beyond the cutoff. The wall is"
+            f" the innermost {WALL:g} Å of that, which ends where triple bonds are compressed as"
+            " well; further out lie bonds, and a lone pair of atoms may attract.",
             "",
             table(["check", "result"], checks),
             "",
             *(["Pairs with a failure:", "", *told] if told else ["No pair fails a check."]),
             *wells(rows),
+            *too_short(rows),
         ]
     )
 
@@ -247,6 +251,19 @@ def wells(rows: list[dict[str, Any]]) -> list[str]:
         "",
         f"Lone pairs of elements without a bond in training that bind by more than {WELL:g} eV: "
         f"{', '.join(told)}. Training has no such pair alone, so nothing was learned of it.",
+    ]
+
+
+def too_short(rows: list[dict[str, Any]]) -> list[str]:
+    """Where a lone pair is lowest at a shorter length than any in training."""
+    short = [r for r in rows if not unbonded(r) and r["minimum"][0] < r["floor"] - 2 * STEP]
+    if not short:
+        return []
+    told = [f"{r['pair']} {r['minimum'][0]:.2f} Å ({r['floor']:.2f})" for r in short]
+    return [
+        "",
+        "Lone pairs that are lowest at a shorter length than any in training (which is in "
+        f"brackets): {', '.join(told)}. They are radicals, which training has not.",
     ]
 
 
@@ -269,7 +286,7 @@ def details(result: dict[str, Any]) -> str:
     columns = [*header.split(" | "), "abs(F + dE/dr), eV/Å", "minimum, Å, eV", "floor, Å"]
     return (
         f"{table(columns, rows)}\n\nFlips: in the wall, and over the whole curve. Minima are no "
-        f"bonds of closed-shell molecules.\n\nCommit {result['commit']}; {result['machine']}."
+        f"bonds of closed-shell molecules.\n\n{made_at(result)}"
     )
 
 

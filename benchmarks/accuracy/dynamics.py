@@ -27,6 +27,7 @@ from experiment import (
     SPELT_OTHERWISE,
     STATE,
     begun,
+    made_at,
     of_model,
     save_plot,
     store,
@@ -330,7 +331,7 @@ def listing(result: dict[str, Any]) -> str:
         for name, run in result["runs"].items()
         for r in run["rows"]
     ]
-    told = f"Seed {result['settings']['seed']}, commit {result['commit']}; {result['machine']}."
+    told = f"Seed {result['settings']['seed']}. {made_at(result)}"
     return f"{table(header.split(' | '), rows)}\n\n{told}"
 
 

@@ -107,7 +107,19 @@ def begun_at(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
             "mix two experiments. Give the same options, or move that file, and the folder of its "
             "runs, away to start anew"
         )
-    return found or {"settings": settings, "commit": commit(), "machine": machine()}
+    here = {"commit": commit(), "machine": machine()}
+    if not found:
+        return {"settings": settings, **here}
+    if here != {k: found.get(k) for k in here} and here not in found.get("went_on", []):
+        found.setdefault("went_on", []).append(here)
+    return found
+
+
+def made_at(result: dict[str, Any]) -> str:
+    """Where an experiment was begun, and where it went on: 'Commit 1a2b3c4; AMD EPYC.'"""
+    text = f"Commit {result['commit']}; {result['machine']}."
+    rest = [f"{one['commit']} ({one['machine']})" for one in result.get("went_on", [])]
+    return f"{text} Gone on with at {', '.join(rest)}." if rest else text
 
 
 def _brief(value: Any) -> str:
@@ -125,6 +137,12 @@ def last_commit(path: Path) -> str:
     if _git("status", "--porcelain", "--", str(path)) != "unknown":
         return "none yet"
     return _git("log", "-1", "--format=%h", "--", str(path))
+
+
+def content_at(commit: str, path: Path) -> bytes:
+    """A file as it was in a commit."""
+    where = f"{commit}:{path.relative_to(ROOT)}"
+    return subprocess.run(["git", "show", where], cwd=ROOT, capture_output=True, check=True).stdout
 
 
 def _git(*words: str) -> str:

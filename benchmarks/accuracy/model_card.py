@@ -16,6 +16,7 @@ other experiments of this folder add their tables, where they have measured the 
 import hashlib
 import json
 import sys
+import tempfile
 import time
 from collections import Counter
 from itertools import combinations_with_replacement
@@ -33,7 +34,7 @@ import torch
 import typer
 from ase import Atoms
 from ase.data import chemical_symbols, covalent_radii
-from card_tables import TEACHER, ZERO_SHOT, error_of_labels, in_short, tables
+from card_tables import SMILES, TEACHER, ZERO_SHOT, error_of_labels, in_short, tables
 from experiment import (  # this folder is where the script runs
     DATA,
     HELD_OUT,
@@ -41,6 +42,7 @@ from experiment import (  # this folder is where the script runs
     SHIPPED,
     TRAINED_ON,
     commit,
+    content_at,
     fill,
     last_commit,
     machine,
@@ -50,7 +52,15 @@ from experiment import (  # this folder is where the script runs
     store,
     stored,
 )
-from history import LABELLED, gains, learning_curve, plot_learning_curve, read_stage
+from history import (
+    LABELLED,
+    gains,
+    gains_today,
+    learning_curve,
+    plot_learning_curve,
+    read_stage,
+)
+from relations import frames_of, shared_partners
 
 from mlpot.data.calculators import AIMNet2
 from mlpot.data.formats import read, read_all
@@ -70,7 +80,7 @@ MODEL = " --model {last}"
 SECTIONS = (
     ("Dynamics of unseen molecules", dynamics, MODEL),
     ("Two atoms, close and far", dimers, MODEL),
-    ("Fine-tuning on few frames", rmd17, f"{MODEL} --denoised runs/denoise/model.safetensors"),
+    ("Fine-tuning on few frames", rmd17, f"{MODEL} --denoised {{denoise}}/model.safetensors"),
     ("What denoising is worth", ablation, ""),
     ("Sizes that were tried", front, ""),
 )
@@ -91,13 +101,16 @@ def spread(records: list[Record], count: int) -> list[Record]:
 
 
 def errors_of(model: Potential, records: list[Record]) -> dict[str, float]:
-    return {"frames": len(records), **millis(evaluate(model, records)._asdict())}
+    counts = {"molecules": len({r.group for r in records}), "frames": len(records)}
+    return {**counts, **millis(evaluate(model, records)._asdict())}
 
 
 def subset_of(record: Record) -> str:
     if record.subset:
         return record.subset
-    return "DES monomers" if len(record.numbers) < 40 else "solvated or water cluster"
+    if len(record.numbers) < 40:
+        return "DES monomers"
+    return "water cluster" if record.group == "water" else "solvated amino acid"
 
 
 def zero_shot_sets(elements: list[int], count: int) -> dict[str, list[Record]]:
@@ -131,21 +144,50 @@ def run(model: str = SHIPPED, mode: str = "fast", threads: int = 2) -> None:
     parts = {part: getattr(split, part) for part in ("train", "validation", "test")}
     subsets = {n: [r for r in test if subset_of(r) == n] for n in sorted(map(subset_of, test))}
     zero_shot = zero_shot_sets(info.elements, min(count, ZERO_SHOT_FRAMES))
+    train, held = ([records[i] for i in part] for part in (split.train, split.validation))
+    no_dimers = [r for r in test if "." not in r.group]
     result: dict[str, Any] = {
         "model": info.name,
         "sha256": info.sha256,
         "mode": mode,
         "parameters": sum(p.numel() for p in potential.parameters()),
-        **described([records[i] for i in split.train]),
+        **described(train),
         "molecules": {k: len({records[i].group for i in v}) for k, v in parts.items()},
         "held_out": {n: errors_of(potential, spread(r, count)) for n, r in subsets.items()},
+        "held_out_but_dimers": errors_of(potential, spread(no_dimers, count)),
         "held_out_all": errors_of(potential, spread(test, count)),
+        "dimers": shared_partners(train, [r for r in test if "." in r.group]),
+        "validation": errors_of(potential, spread(held, count)),
         "zero_shot_forces": {n: errors_of(potential, r) for n, r in zero_shot.items()},
+        "zero_shot_in_training": {n: frames_of_all(SMILES[n], train) for n in zero_shot},
         "commit": commit(),
         "machine": machine(),
     }
     store(info.name, {**result, "seconds": round(time.perf_counter() - started, 1)})
     typer.echo(f"wrote results/{info.name}.json")
+
+
+def frames_of_all(spellings: list[str], train: list[Record]) -> dict[str, int]:
+    found = [frames_of(smiles, train) for smiles in spellings]
+    return {kind: sum(one[kind] for one in found) for kind in found[0]}
+
+
+@app.command()
+def cycles(commits: str, name: str = SHIPPED, threads: int = 2) -> None:
+    """Validation errors of the weights that these commits (COMMIT,COMMIT,...) brought, on the
+    molecules that are held out today: learning curves may be of others."""
+    torch.set_num_threads(threads)
+    records = read_all([DATA / f for f in TRAINED_ON])
+    held = [records[i] for i in split_held_out(records, HELD_OUT).validation]
+    found = {}
+    for which in commits.split(","):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.safetensors"
+            path.write_bytes(content_at(which, ROOT / "mlpot" / "zoo" / f"{name}.safetensors"))
+            potential, info = load_potential(path)
+        found[which] = {"sha256": info.sha256, **errors_of(potential, held)}
+    store(f"{name}-cycles", {"commits": found, "commit": commit(), "machine": machine()})
+    typer.echo(json.dumps(found, indent=1))
 
 
 @app.command()
@@ -218,6 +260,7 @@ def sections(info: ModelInfo, stages: dict[str, Any]) -> tuple[str, list[str]]:
     """Tables of the learning curve and the other experiments, and the commands behind them."""
     texts = [f"## Learning curve\n\n{learning_curve(stages)}"] if stages else []
     texts += [told] if (told := gains(stages)) else []
+    texts += [told] if (told := gains_today(stored(f"{info.name}-cycles"))) else []
     commands = []
     for heading, module, options in SECTIONS:
         found = of_model(module.NAME, info.name) if options else module.NAME
@@ -230,7 +273,22 @@ def sections(info: ModelInfo, stages: dict[str, Any]) -> tuple[str, list[str]]:
         texts.append(f"## {heading}\n\n{module.tables(result)}")
         again = RUNS[module.NAME](result) if module.NAME in RUNS else [f"run{options}"]
         commands += [f"python benchmarks/accuracy/{module.NAME}.py {words}" for words in again]
+    if missing := not_measured(info):
+        texts.append(f"Not measured of this model: {missing}.")
+    timed = stored(side_by_side.NAME)
+    if beside := side_by_side.tables(timed) if timed else "":
+        texts.append(f"## Beside the others of the zoo\n\n{beside}")
+        commands.append("python benchmarks/accuracy/side_by_side.py run")
     return "\n\n".join(texts), commands
+
+
+def not_measured(info: ModelInfo) -> str:
+    """Experiments of a single model that there are no results of for these weights."""
+    wanted = [(h, of_model(m.NAME, info.name)) for h, m, options in SECTIONS if options]
+    left = [
+        h.lower() for h, n in wanted if stored(n).get("settings", {}).get("sha256") != info.sha256
+    ]
+    return ", ".join(left)
 
 
 def time_taken(training: dict[str, Any]) -> str:
@@ -242,11 +300,11 @@ def time_taken(training: dict[str, Any]) -> str:
     return ", ".join(told) or "not recorded"
 
 
-def at_the_end(validation: dict[str, float]) -> str:
-    e = millis(validation)
+def at_the_end(e: dict[str, float]) -> str:
     return (
         f"forces MAE {e['force_mae']:.1f}, RMSE {e['force_rmse']:.1f} meV/Å; "
-        f"energy MAE {e['energy_mae']:.2f}, RMSE {e['energy_rmse']:.2f} meV/atom"
+        f"energy MAE {e['energy_mae']:.2f}, RMSE {e['energy_rmse']:.2f} meV/atom "
+        f"({e['frames']:,} frames)"
     )
 
 
@@ -276,7 +334,7 @@ def card(name: str, info: ModelInfo, result: dict[str, Any], training: dict[str,
         remark=f". {training['remark']}" if training.get("remark") else "",
         seeds=", ".join(f"{k} {v}" for k, v in seeds.items()),
         time=time_taken(training),
-        at_the_end=at_the_end(info.provenance["validation"]),
+        at_the_end=at_the_end(result["validation"]),
         sha256=info.sha256,
         file_sha256=hashlib.sha256(Path(resolve(name)).read_bytes()).hexdigest(),
         since=last_commit(ROOT / "mlpot" / "zoo" / f"{name}.safetensors"),
@@ -307,7 +365,7 @@ def install_denoised(name: str) -> str:
     if entry is None:
         return ""
     return (
-        "python benchmarks/accuracy/model_card.py install runs/denoise/model.safetensors "
+        f"python benchmarks/accuracy/model_card.py install runs/{name}/denoise/model.safetensors "
         f"--name {entry.name} --card {entry.card} --summary '...'\n"
     )
 
@@ -329,14 +387,21 @@ def recipes(stages: dict[str, Any]) -> list[str]:
 def commands_of(stages: dict[str, Any], name: str) -> dict[str, str]:
     """The commands of the stages after the second, and the folders of all with labels."""
     count = sum(k.startswith(LABELLED) for k in stages) or 1
-    folders = ["runs/energies", *(f"runs/energies-{i}" for i in range(2, count + 1))]
+    where = f"runs/{name}"
+    folders = [f"{where}/energies", *(f"{where}/energies-{i}" for i in range(2, count + 1))]
     data = " ".join(f"../shared/data/{f}" for f in TRAINED_ON)
     again = [
         f"mlpot finetune {data} --from {start}/model.safetensors --config "
         f"mlpot/zoo/recipes/{name}-{i + 2}-energies.toml --out {out}\n"
         for i, (start, out) in enumerate(zip(folders, folders[1:], strict=False), start=1)
     ]
-    return {"again": "".join(again), "folders": " ".join(folders), "last": folders[-1]}
+    return {
+        "denoise": f"{where}/denoise",
+        "first": folders[0],
+        "again": "".join(again),
+        "folders": " ".join(folders),
+        "last": folders[-1],
+    }
 
 
 @app.command()

@@ -23,6 +23,7 @@ from experiment import (  # this folder is where the script runs
     begun,
     empty_folder,
     fill,
+    made_at,
     millis,
     of_model,
     quiet,
@@ -260,7 +261,7 @@ def tables(result: dict[str, Any]) -> str:
             "",
             *[verdict(found, frames) for frames in sorted({n for n, _ in found})],
             "",
-            f"Commit {result['commit']}; {result['machine']}.",
+            made_at(result),
         ]
     )
 

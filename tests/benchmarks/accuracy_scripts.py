@@ -18,6 +18,7 @@ NAMES = (
     "drift",
     "dynamics",
     "card_tables",
+    "relations",
     "front",
     "side_by_side",
     "model_card",

@@ -58,8 +58,13 @@ def repository(
         **{"model": NAME, "sha256": info.sha256, "mode": "standard", "parameters": 4321},
         **model_card.described(records),
         "molecules": {"train": 1, "validation": 2, "test": 3},
-        **{"held_out": {"moses": errors}, "held_out_all": errors},
+        **{"held_out": {"moses": errors}, "held_out_all": errors, "held_out_but_dimers": errors},
+        **{"validation": errors, "dimers": {"dimers": 9, "both": 7, "one": 2}},
         "zero_shot_forces": dict.fromkeys(model_card.ZERO_SHOT, errors),
+        "zero_shot_in_training": {
+            name: {"alone": 5 * (i == 0), "in dimers": 3 * (i < 2)}
+            for i, name in enumerate(model_card.ZERO_SHOT)
+        },
         **{"commit": "abc1234", "machine": "abacus"},
     }
     experiment.store(NAME, result)
@@ -88,14 +93,40 @@ def test_stages_follow_each_other_on_one_curve() -> None:
     stages |= {history.LABELLED: {"history": first}, f"{history.LABELLED}, 1": {"history": second}}
     told = history.labelled_history(stages)
     assert [(h["step"], round(h["hours"], 6)) for h in told] == [(10, 0.1), (20, 0.2), (25, 0.7)]
-    assert history.gains({k: v for k, v in stages.items() if k != f"{history.LABELLED}, 1"}) == ""
+    one = {k: v for k, v in stages.items() if k != f"{history.LABELLED}, 1"}
+    assert history.gains(one).startswith("One cycle")
     second[0]["force_mae"] = 0.09
     stages[f"{history.LABELLED}, 1"]["hours"] = 0.5
     assert "cycle 2 10.0 % in 0.5 h." in history.gains(stages)
     lines = model_card.commands_of(stages, NAME)
-    assert "--from runs/energies/model.safetensors" in lines["again"]
-    assert f"recipes/{NAME}-3-energies.toml --out runs/energies-2" in lines["again"]
-    assert lines["last"] == "runs/energies-2"
+    assert f"--from runs/{NAME}/energies/model.safetensors" in lines["again"]
+    assert f"recipes/{NAME}-3-energies.toml --out runs/{NAME}/energies-2" in lines["again"]
+    assert lines["last"] == f"runs/{NAME}/energies-2"
+
+
+def test_gains_on_todays_molecules_are_of_weights_one_after_the_other() -> None:
+    def cycles(*errors: float) -> dict[str, Any]:
+        rows = {f"c{i}": {"frames": 946, "force_mae": e} for i, e in enumerate(errors)}
+        return {"commits": rows}
+
+    told = history.gains_today(cycles(40.0, 36.0, 35.1))
+    assert "946 frames" in told and "c0 40.0, c1 36.0, c2 35.1; gains 10.0 %, 2.5 %." in told
+    assert history.gains_today(cycles(40.0)) == history.gains_today({}) == ""
+
+
+def test_what_dimers_share_with_training() -> None:
+    from types import SimpleNamespace
+
+    relations = SCRIPTS["relations"]
+
+    def frames(*groups: str) -> list[Any]:
+        return [SimpleNamespace(group=g) for g in groups]
+
+    train = frames("CCO", "OCC", "C.CO", "water", "N.OCC")
+    dimers = frames("OC.N", "OC.N", "CCO.Cl", "Br.Cl")
+    assert relations.shared_partners(train, dimers) == {"dimers": 3, "both": 1, "one": 1}
+    assert relations.frames_of("C(O)C", train) == {"alone": 2, "in dimers": 1}
+    assert relations.frames_of("CCC", train) == {"alone": 0, "in dimers": 0}
 
 
 def test_an_unfinished_run_has_no_curve(tmp_path: Path) -> None:
@@ -162,13 +193,17 @@ def test_card_and_readme_hold_what_was_measured(repository: Path, trained: Path)
         "C (540 atoms)",
         "## Learning curve",
         "## Two atoms, close and far",
-        "python benchmarks/accuracy/dimers.py run --model runs/energies\n",
+        f"python benchmarks/accuracy/dimers.py run --model runs/{NAME}/energies\n",
+        "of 9, both partners of 7 and one of 2 are in training",
+        "are ethanol (5 frames alone, 3 in dimers) and N-methylacetamide (0 frames alone",
+        "; the other is not.",
+        "Not measured of this model: dynamics of unseen molecules, fine-tuning on few frames.",
     ):
         assert told in card, told
     assert "{" not in card.split("```")[0]
     assert "## Dynamics" not in card  # not measured
     readme = (repository / "README.md").read_text(encoding="utf-8")
-    assert "old" not in readme and "| all held out | 4 |" in readme and readme.endswith("\ny\n")
+    assert "old" not in readme and "| all held out | 1 | 4 |" in readme and readme.endswith("\ny\n")
     assert (repository / "results" / f"{NAME}-training.png").is_file()
 
 
