@@ -51,6 +51,21 @@ def test_results_are_gone_on_with_only_under_the_same_settings(scratch: Path) ->
         experiment.begun("x", {"minutes": 2.0, "steps": [1, 2]})
 
 
+def test_results_say_where_they_went_on(
+    scratch: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = {"minutes": 1.0}
+    commits = iter(["aaa", "aaa", "bbb+", "bbb+", "bbb+"])
+    monkeypatch.setattr(experiment, "commit", lambda: next(commits))
+    monkeypatch.setattr(experiment, "machine", lambda: "abacus")
+    for _ in range(4):
+        result = experiment.begun("x", settings)
+        experiment.store("x", result)
+    assert result["went_on"] == [{"commit": "bbb+", "machine": "abacus"}]
+    assert experiment.made_at(result) == "Commit aaa; abacus. Gone on with at bbb+ (abacus)."
+
+
 def test_seconds_per_step_leaves_out_what_every_run_costs(
     scratch: Path,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
@@ -191,6 +206,14 @@ def test_the_command_on_the_card_does_the_same_ablation(scratch: Path) -> None: 
         planned |= {line for line in done.output.splitlines() if " | " in line}
     own = {k for k in json.loads(committed.read_text())["runs"] if not k.startswith("geom2vec")}
     assert planned == own
+
+
+def test_steps_that_are_given_are_not_timed(scratch: Path) -> None:  # noqa: F811
+    """Another machine does the steps of the card, however long it takes for one."""
+    one = ablation.Ablation(experiment.Parts([], [], []), ablation_settings())
+    one.keep_steps(["own=0.01"], 77)
+    assert one.steps(ablation.Case(ablation.NOTHING, 1000, 0)) == 15  # 0.0025 min
+    assert one.denoising_steps(lambda *_: pytest.fail("it was timed"), []) == 77
 
 
 @pytest.mark.slow
@@ -388,6 +411,49 @@ def test_dimers_of_a_model_and_their_page(scratch: Path) -> None:  # noqa: F811
     assert result["pairs"]["H-H"]["r"][0] == dimers.NEAREST
     page = pages(dimers, scratch, "--model", "mine", name="dimers-mine")
     assert "| H-H | 0.62 |" in page and "of 10 |" in page
+
+
+def test_lone_pairs_that_are_too_short_are_told() -> None:
+    def row(pair: str, minimum: float, floor: float) -> dict[str, Any]:
+        return {"pair": pair, "radii": 1.0, "floor": floor, "minimum": [minimum, -3.0]}
+
+    rows = [row("H-N", 0.78, 0.83), row("H-C", 0.82, 0.83), row("H-H", 0.7, 1.5)]
+    (_, told) = dimers.too_short(rows)
+    assert "H-N 0.78 Å (0.83)" in told and "H-C" not in told and "H-H" not in told
+    assert dimers.too_short(rows[1:]) == []
+
+
+# --- front -----------------------------------------------------------------------------------
+
+
+def test_the_front_sets_long_trainings_beside_each_other(
+    scratch: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those of the zoo as they are in its history, and one that was trained for the front."""
+    front = SCRIPTS["front"]
+    keys = ("force_mae", "force_rmse", "energy_mae", "energy_rmse")
+
+    def row(mae: float) -> dict[str, Any]:
+        ms = {"ms": dict.fromkeys(front.TIMED, mae / 10)}
+        told = {"parameters": 1, "steps": 2, "minutes": 15.0, "meV": dict.fromkeys(keys, 2 * mae)}
+        return {**told, **ms}
+
+    long = {"steps": 36000, "meV": dict.fromkeys(keys, 40.0)}
+    result = {"3x64, 4 Å": {**row(50.0), "long": long}, "4x64, 4 Å": row(60.0)}
+    assert front.size_of("pretrained-visnet", result) == "4x64, 4 Å"
+    assert front.size_of("pretrained-visnet-small", result) == ""
+    monkeypatch.setattr(front, "available_models", lambda: ["pretrained-visnet"])
+    labels = {front.LABELLED: {"steps": 48000}, f"{front.LABELLED}, 1": {"steps": 48000}}
+    stages = {"denoising": {"steps": 8000}, **labels}
+    experiment.store("pretrained-visnet-training", {"stages": stages})
+    since = {c: dict.fromkeys(keys, 36.0 - i) for i, c in enumerate(("c4d05ee", "1458007"))}
+    experiment.store("pretrained-visnet-cycles", {"commits": since})
+    (text,) = front.trained_for_long(result)
+    lines = text.splitlines()[-3:]
+    assert lines[0].startswith("| 3x64, 4 Å | 36,000 | 40.0 | 40.0 | 40.00 | 5.0 |")
+    assert lines[1].startswith("| 4x64, 4 Å (pretrained-visnet) | 48,000 | 36.0 |")
+    assert lines[2].startswith("| 4x64, 4 Å (pretrained-visnet) | 96,000 | 35.0 |")
 
 
 # --- dynamics --------------------------------------------------------------------------------
