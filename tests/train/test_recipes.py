@@ -1,6 +1,10 @@
 """The two recipes on tiny data: they learn, resume exactly, and stop where they should."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +13,7 @@ import pytest
 import torch
 from ase.data import atomic_numbers, covalent_radii
 
+from mlpot.data.formats import read
 from mlpot.data.lengths import shortest_lengths
 from mlpot.data.record import Record
 from mlpot.deploy.load import load as deploy
@@ -22,6 +27,8 @@ from mlpot.train.losses import energy_force_loss
 from mlpot.train.pretrain import PretrainConfig, pretrain
 from tests.helpers import ethanol, save_random_model
 
+ROOT = Path(__file__).resolve().parents[2]
+ASPIRIN = ROOT / "examples" / "aspirin_60_frames.xyz"
 MODEL = ViSNetConfig(layers=2, channels=16, heads=4, radial=8)
 
 
@@ -138,6 +145,36 @@ def test_resuming_is_exact(
     whole, cut = (weights(tmp_path / f / "model.safetensors") for f in ("whole", "cut"))
     for name in whole:
         assert torch.equal(whole[name], cut[name]), name
+
+
+def run_on_aspirin(out: Path, killed_at: int | None = None) -> None:
+    """A training in one thread; its process is killed before a step, if one is given."""
+    honest = EnergyForceModule.training_step
+
+    def step(self: EnergyForceModule, batch: Any, index: int) -> torch.Tensor:
+        if self.global_step == killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return honest(self, batch, index)
+
+    settings = config(
+        test=4, split_by="frame", loop=loop(batch_atoms=84, validate_every=3, threads=1)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EnergyForceModule, "training_step", step)
+        finetune(read(ASPIRIN)[:24], settings, out, progress=False)
+
+
+def test_a_killed_process_goes_on_exactly(tmp_path: Path) -> None:
+    run_on_aspirin(tmp_path / "whole")
+    words = "from tests.train.test_recipes import Path, run_on_aspirin; "
+    words += f"run_on_aspirin(Path({str(tmp_path)!r}) / 'cut', 8)"
+    done = subprocess.run([sys.executable, "-c", words], cwd=ROOT, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    left = {file.name for file in (tmp_path / "cut").iterdir()}
+    assert "last.ckpt" in left and "history.json" not in left
+    run_on_aspirin(tmp_path / "cut")
+    whole, cut = (weights(tmp_path / f / "model.safetensors") for f in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
 def test_interrupted_by_hand(
