@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -133,7 +133,9 @@ def one(name: str, minutes: float, train: int = 60_000, held: int = 1500) -> Non
 
 
 @app.command()
-def long(name: str) -> None:
+def long(
+    name: str, steps: Annotated[int | None, typer.Option(help="if not those of the recipe")] = None
+) -> None:
     """Train one model with all frames, by the recipes of pretrained-visnet-small."""
     records = read_all([DATA / f for f in TRAINED_ON])
     out = RUNS / f"long-{folder(name)}"
@@ -141,6 +143,9 @@ def long(name: str) -> None:
     denoise = denoise.model_copy(update={"model": ViSNetConfig(**MODELS[name])})
     pretrain(records, denoise, out / "denoise", progress=False)
     start, labelled = out / "denoise" / "model.safetensors", read_toml(LONG[1], FinetuneConfig)
+    if steps:
+        loop = labelled.loop.model_copy(update={"steps": steps})
+        labelled = labelled.model_copy(update={"loop": loop})
     info, _ = finetune(records, labelled, out / "energies", start, progress=False)
     stages = {LABELLED: read_stage(out / "energies")}
     told = {"steps": labelled.loop.steps, "hours": stages[LABELLED]["hours"]}
