@@ -12,11 +12,11 @@ ZERO_SHOT = {
     "N-methylacetamide, B3LYP": "qm22_n_methylacetamide.npz",
     "acetylacetone 300 K, PBE-D3": "acac/test_MD_300K.xyz.gz",
 }
-#: what these are; of acetylacetone the enol, which is what the frames are, and the diketone
+#: what these are; acetylacetone is the enol
 SMILES = {
-    "ethanol, CCSD(T)/cc-pVTZ": ["CCO"],
-    "N-methylacetamide, B3LYP": ["CNC(C)=O"],
-    "acetylacetone 300 K, PBE-D3": ["CC(=O)C=C(C)O", "CC(=O)CC(C)=O"],
+    "ethanol, CCSD(T)/cc-pVTZ": "CCO",
+    "N-methylacetamide, B3LYP": "CNC(C)=O",
+    "acetylacetone 300 K, PBE-D3": "CC(=O)C=C(C)O",
 }
 
 

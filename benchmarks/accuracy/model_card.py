@@ -159,17 +159,12 @@ def run(model: str = SHIPPED, mode: str = "fast", threads: int = 2) -> None:
         "dimers": shared_partners(train, [r for r in test if "." in r.group]),
         "validation": errors_of(potential, spread(held, count)),
         "zero_shot_forces": {n: errors_of(potential, r) for n, r in zero_shot.items()},
-        "zero_shot_in_training": {n: frames_of_all(SMILES[n], train) for n in zero_shot},
+        "zero_shot_in_training": {n: frames_of(SMILES[n], train) for n in zero_shot},
         "commit": commit(),
         "machine": machine(),
     }
     store(info.name, {**result, "seconds": round(time.perf_counter() - started, 1)})
     typer.echo(f"wrote results/{info.name}.json")
-
-
-def frames_of_all(spellings: list[str], train: list[Record]) -> dict[str, int]:
-    found = [frames_of(smiles, train) for smiles in spellings]
-    return {kind: sum(one[kind] for one in found) for kind in found[0]}
 
 
 @app.command()
