@@ -40,7 +40,7 @@ from experiment import (  # this folder is where the script runs
     stored,
     table,
 )
-from history import LABELLED, read_stage
+from history import LABELLED, SHIPPED_CYCLES, read_stage
 
 from mlpot import MLPotCalculator
 from mlpot.data.formats import read_all
@@ -51,7 +51,7 @@ from mlpot.models.visnet import ViSNetConfig
 from mlpot.train.finetune import FinetuneConfig, FinetuneLoop, finetune
 from mlpot.train.loop import read_toml
 from mlpot.train.pretrain import PretrainConfig, pretrain
-from mlpot.zoo import available_models, resolve
+from mlpot.zoo import resolve
 
 NAME = "front"
 SYSTEMS = ROOT / "benchmarks" / "speed" / "systems"
@@ -242,10 +242,10 @@ def trained_for_long(result: dict[str, Any]) -> list[str]:
         for name, row in result.items()
         if "long" in row
     ]
-    for name in available_models():
+    for name, cycles in SHIPPED_CYCLES.items():
         stages = stored(f"{name}-training").get("stages", {})
         size = size_of(name, result)
-        for since, cycle in SHIPPED_CYCLES.get(name, {}).items():
+        for since, cycle in first_and_last(cycles):
             errors = stored(f"{name}-cycles").get("commits", {}).get(since)
             labelled = [s for k, s in stages.items() if k.startswith(LABELLED)][:cycle]
             if errors and size:
@@ -266,18 +266,16 @@ def trained_for_long(result: dict[str, Any]) -> list[str]:
     return [f"{lead}\n\n{table(header, lines)}"]
 
 
+def first_and_last(cycles: dict[str, int]) -> list[tuple[str, int]]:
+    rows = list(cycles.items())
+    return [rows[0], rows[-1]] if len(rows) > 1 else rows
+
+
 def size_of(name: str, result: dict[str, Any]) -> str:
     """The row of the front that a model of the zoo has the size of; "" if none has."""
     config = load_potential(resolve(name))[1].config
     same = [n for n in result if all(config[k] == v for k, v in MODELS[n].items())]
     return same[0] if same else ""
-
-
-#: model of the zoo -> commit that brought weights -> cycles with labels until then
-SHIPPED_CYCLES = {
-    "pretrained-visnet": {"c4d05ee": 1, "1458007": 4},
-    "pretrained-visnet-small": {"bdb5a48": 1},
-}
 
 
 @app.command()

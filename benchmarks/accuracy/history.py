@@ -16,6 +16,12 @@ from mlpot.errors import DataError
 
 LABELLED = "energies and forces"  # what stages of training with labels are called
 
+#: model of the zoo -> commit that brought weights -> cycles with labels until then
+SHIPPED_CYCLES = {
+    "pretrained-visnet": {"c4d05ee": 1, "36960c6": 3, "1458007": 4},
+    "pretrained-visnet-small": {"bdb5a48": 1},
+}
+
 
 def read_stage(folder: Path) -> dict[str, Any]:
     """Seed, threads, steps, hours and validation history of `mlpot pretrain` or `mlpot finetune`.
@@ -113,20 +119,24 @@ def gains(stages: dict[str, Any]) -> str:
     return f"Smaller forces MAE, against the cycle before: {', '.join(told)}."
 
 
-def gains_today(cycles: dict[str, Any]) -> str:
-    """The same of the weights that commits brought, all on the validation molecules of today."""
-    rows = list(cycles.get("commits", {}).items())
+def gains_today(cycles: dict[str, Any], after: dict[str, int]) -> str:
+    """The same of weights in the history, all on the validation molecules of today.
+
+    Args:
+        cycles: errors by commit.
+        after: commit -> after which cycle, ascending; see `SHIPPED_CYCLES`.
+    """
+    rows = [(n, c, e) for c, n in after.items() if (e := cycles.get("commits", {}).get(c))]
     if len(rows) < 2:
         return ""
-    told = [f"{commit} {e['force_mae']:.1f}" for commit, e in rows]
+    told = [f"cycle {n} {e['force_mae']:.1f} ({commit})" for n, commit, e in rows]
     gains = [
-        f"{100 * (1 - after['force_mae'] / before['force_mae']):.1f} %"
-        for (_, before), (_, after) in itertools.pairwise(rows)
+        f"{100 * (1 - late['force_mae'] / early['force_mae']):.1f} % from cycle {m} to {n}"
+        for (m, _, early), (n, _, late) in itertools.pairwise(rows)
     ]
     return (
-        f"Weights in the history of this repository, on the {rows[0][1]['frames']:,} frames of "
-        f"validation that are left today, forces MAE in meV/Å: {', '.join(told)}; gains "
-        f"{', '.join(gains)}."
+        f"On the {rows[0][2]['frames']:,} frames of validation that are left today, forces MAE in "
+        f"meV/Å after {', '.join(told)}: {', '.join(gains)}."
     )
 
 

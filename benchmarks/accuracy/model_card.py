@@ -54,6 +54,7 @@ from experiment import (  # this folder is where the script runs
 )
 from history import (
     LABELLED,
+    SHIPPED_CYCLES,
     gains,
     gains_today,
     learning_curve,
@@ -255,7 +256,7 @@ def sections(info: ModelInfo, stages: dict[str, Any]) -> tuple[str, list[str]]:
     """Tables of the learning curve and the other experiments, and the commands behind them."""
     texts = [f"## Learning curve\n\n{learning_curve(stages)}"] if stages else []
     texts += [told] if (told := gains(stages)) else []
-    texts += [told] if (told := gains_today(stored(f"{info.name}-cycles"))) else []
+    texts += [told] if (told := gains_today(*history_of(info.name))) else []
     commands = []
     for heading, module, options in SECTIONS:
         found = of_model(module.NAME, info.name) if options else module.NAME
@@ -275,6 +276,10 @@ def sections(info: ModelInfo, stages: dict[str, Any]) -> tuple[str, list[str]]:
         texts.append(f"## Beside the others of the zoo\n\n{beside}")
         commands.append("python benchmarks/accuracy/side_by_side.py run")
     return "\n\n".join(texts), commands
+
+
+def history_of(name: str) -> tuple[dict[str, Any], dict[str, int]]:
+    return stored(f"{name}-cycles"), SHIPPED_CYCLES.get(name, {})
 
 
 def not_measured(info: ModelInfo) -> str:

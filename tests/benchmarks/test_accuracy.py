@@ -443,8 +443,10 @@ def test_the_front_sets_long_trainings_beside_each_other(
     result = {"3x64, 4 Å": {**row(50.0), "long": long}, "4x64, 4 Å": row(60.0)}
     assert front.size_of("pretrained-visnet", result) == "4x64, 4 Å"
     assert front.size_of("pretrained-visnet-small", result) == ""
-    monkeypatch.setattr(front, "available_models", lambda: ["pretrained-visnet"])
+    cycles = {"pretrained-visnet": front.SHIPPED_CYCLES["pretrained-visnet"]}
+    monkeypatch.setattr(front, "SHIPPED_CYCLES", cycles)
     labels = {front.LABELLED: {"steps": 48000}, f"{front.LABELLED}, 1": {"steps": 48000}}
+    labels |= {f"{front.LABELLED}, {i}": {"steps": 48000} for i in (2, 3)}
     stages = {"denoising": {"steps": 8000}, **labels}
     experiment.store("pretrained-visnet-training", {"stages": stages})
     since = {c: dict.fromkeys(keys, 36.0 - i) for i, c in enumerate(("c4d05ee", "1458007"))}
@@ -453,7 +455,7 @@ def test_the_front_sets_long_trainings_beside_each_other(
     lines = text.splitlines()[-3:]
     assert lines[0].startswith("| 3x64, 4 Å | 36,000 | 40.0 | 40.0 | 40.00 | 5.0 |")
     assert lines[1].startswith("| 4x64, 4 Å (pretrained-visnet) | 48,000 | 36.0 |")
-    assert lines[2].startswith("| 4x64, 4 Å (pretrained-visnet) | 96,000 | 35.0 |")
+    assert lines[2].startswith("| 4x64, 4 Å (pretrained-visnet) | 192,000 | 35.0 |")
 
 
 # --- dynamics --------------------------------------------------------------------------------

@@ -109,9 +109,11 @@ def test_gains_on_todays_molecules_are_of_weights_one_after_the_other() -> None:
         rows = {f"c{i}": {"frames": 946, "force_mae": e} for i, e in enumerate(errors)}
         return {"commits": rows}
 
-    told = history.gains_today(cycles(40.0, 36.0, 35.1))
-    assert "946 frames" in told and "c0 40.0, c1 36.0, c2 35.1; gains 10.0 %, 2.5 %." in told
-    assert history.gains_today(cycles(40.0)) == history.gains_today({}) == ""
+    after = {"c0": 1, "c1": 3, "c2": 4}
+    told = history.gains_today(cycles(40.0, 36.0, 35.1), after)
+    assert "946 frames" in told and "cycle 1 40.0 (c0), cycle 3 36.0 (c1)" in told
+    assert told.endswith("10.0 % from cycle 1 to 3, 2.5 % from cycle 3 to 4.")
+    assert history.gains_today(cycles(40.0), after) == history.gains_today({}, after) == ""
 
 
 def test_what_dimers_share_with_training() -> None:
