@@ -541,10 +541,12 @@ def test_training_measured_alone_takes_the_place_of_what_a_run_measured(
     done = CliRunner().invoke(command.app, ["training", "--threads", "1"], catch_exceptions=False)
     assert done.exit_code == 0 and "77.0 molecules/s" in done.output
     told = report.markdown(command.for_readme())
-    assert "denoising, eager, 1 threads: 77 molecules/s" in told and "150 molecules/s" not in told
+    assert "denoising, eager, 1 thread: 77 molecules/s" in told and "150 molecules/s" not in told
 
 
 def test_the_readme_holds_what_was_measured() -> None:
     """Not a number in its table is typed."""
     text = (command.ROOT / "README.md").read_text(encoding="utf-8")
-    assert report.markdown(command.for_readme()) in text
+    assert report.brief(command.for_readme()) in text
+    page = (command.RESULTS / "standard.md").read_text(encoding="utf-8")
+    assert report.markdown(command.for_readme()) in page

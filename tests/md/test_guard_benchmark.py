@@ -308,3 +308,9 @@ def test_the_readme_is_told_what_there_is(tmp_path: Path, monkeypatch: pytest.Mo
     readme.write_text(f"before\n{brief.START}\n{brief.END}\nafter\n")
     brief.main(readme)
     assert readme.read_text().count("\n- ") == 5
+
+
+def test_the_readme_holds_what_was_measured() -> None:
+    text = (brief.ROOT / "README.md").read_text(encoding="utf-8")
+    block = text.split(brief.START)[1].split(brief.END)[0]
+    assert block.strip().splitlines() == brief.lines(brief.RESULTS) != []
