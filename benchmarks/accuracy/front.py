@@ -261,7 +261,8 @@ def trained_for_long(result: dict[str, Any]) -> list[str]:
     header = ["model", "steps with labels", "F MAE", "F RMSE", "E MAE", *TIMED]
     lead = (
         "A quarter of an hour favours small models, which do more steps in it. Trained for an hour "
-        "and more, on all frames, after denoising (errors on the validation molecules of today):"
+        "and more, on all frames, after denoising; steps and recipes are not the same (errors on "
+        "the validation molecules of today):"
     )
     return [f"{lead}\n\n{table(header, lines)}"]
 
@@ -269,6 +270,12 @@ def trained_for_long(result: dict[str, Any]) -> list[str]:
 def first_and_last(cycles: dict[str, int]) -> list[tuple[str, int]]:
     rows = list(cycles.items())
     return [rows[0], rows[-1]] if len(rows) > 1 else rows
+
+
+def commands(result: dict[str, Any]) -> list[str]:
+    """The words after the script's name that do it again."""
+    steps = {name: row["long"]["steps"] for name, row in result.items() if "long" in row}
+    return ["run", *(f"long '{name}' --steps {n}" for name, n in steps.items()), "time"]
 
 
 def size_of(name: str, result: dict[str, Any]) -> str:

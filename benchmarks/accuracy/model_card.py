@@ -86,7 +86,7 @@ SECTIONS = (
     ("Sizes that were tried", front, ""),
 )
 #: what else it takes to remake a section: options and commands after `run`
-RUNS = {ablation.NAME: ablation.options, front.NAME: lambda result: ["run", "time"]}
+RUNS = {ablation.NAME: ablation.options, front.NAME: front.commands}
 FRAMES = {"dev": 60, "fast": 600, "standard": 10**9}
 ZERO_SHOT_FRAMES = 1000
 RARE = 2000  # atoms in training

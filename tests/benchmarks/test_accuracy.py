@@ -443,6 +443,7 @@ def test_the_front_sets_long_trainings_beside_each_other(
     result = {"3x64, 4 Å": {**row(50.0), "long": long}, "4x64, 4 Å": row(60.0)}
     assert front.size_of("pretrained-visnet", result) == "4x64, 4 Å"
     assert front.size_of("pretrained-visnet-small", result) == ""
+    assert front.commands(result) == ["run", "long '3x64, 4 Å' --steps 36000", "time"]
     cycles = {"pretrained-visnet": front.SHIPPED_CYCLES["pretrained-visnet"]}
     monkeypatch.setattr(front, "SHIPPED_CYCLES", cycles)
     labels = {front.LABELLED: {"steps": 48000}, f"{front.LABELLED}, 1": {"steps": 48000}}
