@@ -7,10 +7,11 @@ Our own backbone starts from nothing or from a denoised backbone, with the same 
 those that fit the given minutes. "nothing, longer" gets the minutes of denoising on top. The
 published geom2vec ViSNet is larger and slower: once it gets the same minutes, once the same
 steps. Training, validation and test molecules are those of the zoo's recipe; larger sets hold
-the smaller ones of the same seed.
+the smaller ones of the same seed. `--noise` takes what `ablation_starts.py` lists.
 """
 
 import json
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +19,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import typer
-from ablation_tables import LONGER, NOTHING, plot, tables
+from ablation_starts import (
+    BY_ENERGY,
+    SHARE,
+    Noise,
+    denoise_by_energy,
+    of_start,
+    remaining_loss,
+)
+from ablation_tables import BRIEFLY_LONGER, LONGER, NOTHING, plot, tables
 from experiment import (  # this folder is where the script runs
     DATA,
     DRUGLIKE,
@@ -54,6 +63,9 @@ from mlpot.train.pretrain import PretrainConfig, pretrain
 
 NAME = "ablation"
 GEOM2VEC = WEIGHTS / "geom2vec" / "visnet_l6_h64_rbf64_r75.pth"
+MODEL = "model.safetensors"
+#: in minutes of denoising
+LONGER_BY = {LONGER: 1.0, BRIEFLY_LONGER: SHARE}
 #: P and I are left out: a thousand frames at random may hold none of them
 ELEMENTS = frozenset({1, 6, 7, 8, 9, 16, 17, 35})
 SAME_TIME, SAME_STEPS = "geom2vec, same time", "geom2vec, same steps"
@@ -78,16 +90,17 @@ class Case(NamedTuple):
         return "geom2vec" if self.start.startswith("geom2vec") else "own"
 
     @property
-    def noise(self) -> float:
-        """Å, of the denoised backbone it starts from; 0 if from none."""
-        return float(self.start.split()[1]) if self.start.startswith("denoised") else 0.0
+    def noise(self) -> Noise | None:
+        """Of the denoised backbone it starts from."""
+        return of_start(self.start)
 
 
 def cases(
-    frames: Sequence[int], seeds: int, noises: Sequence[float], published: bool
+    frames: Sequence[int], seeds: int, noises: Sequence[Noise], published: bool
 ) -> list[Case]:
     """All runs, the smallest set first: it has all the seeds, the others one."""
-    starts = [NOTHING, *(f"denoised {noise:g} Å" for noise in noises), LONGER]
+    briefly = [BRIEFLY_LONGER] if any(noise.share < 1 for noise in noises) else []
+    starts = [NOTHING, *(noise.start for noise in noises), *briefly, LONGER]
     starts += [SAME_TIME, SAME_STEPS] if published else []
     return [
         Case(start, count, seed)
@@ -130,10 +143,11 @@ def recipe(case: Case, steps: int, settings: dict[str, Any]) -> FinetuneConfig:
     )
 
 
-def denoising_recipe(noise: float, steps: int, settings: dict[str, Any]) -> PretrainConfig:
+def denoising_recipe(noise: Noise, steps: int, settings: dict[str, Any]) -> PretrainConfig:
     return PretrainConfig(
-        name=f"denoised, {noise:g} Å",
-        noise=noise,
+        name=noise.start,
+        noise=noise.sigma,
+        torsions=noise.angle,
         held_out=str(held_out()),
         model=ViSNetConfig(**settings["model"]),
         loop=LoopConfig(
@@ -166,7 +180,7 @@ class Ablation:
         begin = time.perf_counter()
         config = recipe(case, steps, self.settings)
         info, errors = finetune(records, config, folder, start, progress=False, report=quiet)
-        model = load(folder / "model.safetensors")[0]
+        model = load(folder / MODEL)[0]
         atoms = np.mean([len(r.numbers) for r in records[: case.frames]])
         row = {
             **case._asdict(),
@@ -184,7 +198,7 @@ class Ablation:
     def steps(self, case: Case) -> int:
         """What fits the minutes of this run, but for the one with the steps of the others."""
         minutes = self.settings["minutes"]
-        minutes += self.settings["denoise_minutes"] if case.start == LONGER else 0.0
+        minutes += LONGER_BY.get(case.start, 0.0) * self.settings["denoise_minutes"]
         timed = "own" if case.start == SAME_STEPS else case.architecture
         return max(2, round(60 * minutes / self.seconds_per_step(timed)))
 
@@ -209,28 +223,37 @@ class Ablation:
             return geom2vec()
         return self.denoised(case.noise) if case.noise else None
 
-    def denoised(self, noise: float) -> Path:
+    def denoised(self, noise: Noise) -> Path:
         """The denoised backbone; made once, for all runs that start from it."""
-        folder, key = STATE / NAME / f"denoised-{noise:g}", f"{noise:g}"
-        if key not in self.result["denoised"] or not (folder / "model.safetensors").is_file():
-            held = 2 * self.settings["held"]
+        folder = STATE / NAME / noise.folder
+        if noise.key not in self.result["denoised"] or not (folder / MODEL).is_file():
             records = self.data.chosen(len(self.data.train), 0, self.settings["held"])
-
-            def train(steps: int, out: Path, some: Sequence[Record]) -> Any:
-                config = denoising_recipe(noise, steps, self.settings)
-                return pretrain(some, config, out, progress=False, report=quiet)
-
-            steps = self.denoising_steps(train, [*records[:1000], *records[-held:]])
             begin = time.perf_counter()
-            info = train(steps, empty_folder(NAME, folder.name), records)
-            self.result["denoised"][key] = {
+            info = self.denoise(noise, records, empty_folder(NAME, folder.name))
+            self.result["denoised"][noise.key] = {
                 "steps": info.provenance["recipe"]["loop"]["steps"],
                 "geometries": len(self.data.train),
                 "minutes": (time.perf_counter() - begin) / 60,
-                "validation_loss": info.provenance["validation"]["loss"],
+                "validation_loss": remaining_loss(info),
             }
             store(NAME, self.result)
-        return folder / "model.safetensors"
+        return folder / MODEL
+
+    def denoise(self, noise: Noise, records: Sequence[Record], out: Path) -> ModelInfo:
+        """For the minutes of denoising, or its share of them."""
+        if noise.how == BY_ENERGY:
+            minutes = self.settings["denoise_minutes"]
+            steps = max(2, round(60 * minutes / self.seconds_per_step("own")))
+            own = recipe(Case(noise.start, 0, 0), steps, self.settings)
+            return denoise_by_energy(records, noise.sigma, own, out)
+
+        def train(steps: int, folder: Path, some: Sequence[Record]) -> ModelInfo:
+            config = denoising_recipe(noise, steps, self.settings)
+            return pretrain(some, config, folder, progress=False, report=quiet)
+
+        held = 2 * self.settings["held"]
+        steps = self.denoising_steps(train, [*records[:1000], *records[-held:]])
+        return train(max(2, round(noise.share * steps)), out, records)
 
     def keep_steps(self, seconds: Sequence[str], denoise_steps: int) -> None:
         """Take these instead of timing, so that another machine does the same steps."""
@@ -247,8 +270,9 @@ class Ablation:
         """What fits the minutes of denoising; the same for every noise, whichever was first."""
         if steps := self.result.get("denoise_steps"):
             return int(steps)
-        for known in self.result["denoised"].values():
-            return int(known["steps"])
+        for key, known in self.result["denoised"].items():
+            if not Noise.parse(key).how:
+                return int(known["steps"])
         per = seconds_per_step(lambda steps, out: train(steps, out, few), NAME, "timing")
         return max(2, round(60 * self.settings["denoise_minutes"] / per))
 
@@ -276,14 +300,14 @@ def geom2vec() -> Path:
 
 FRAMES = typer.Option([1000, 5000, 20000], help="sizes of the supervised set")
 STEP_TIMES = typer.Option([], help="own=S, geom2vec=S: seconds of a step, instead of timing it")
-NOISES = typer.Option([0.1], help="Å; 0.04, 0.1 and 0.2 are worth a look")
+NOISES = typer.Option(["0.1"], help="Å, and how: '0.1 + torsions', '0.1 by energy', '0.2 briefly'")
 
 
 @app.command()
 def run(
     frames: list[int] = FRAMES,
     seeds: int = typer.Option(2, help="for the smallest set; one for the others"),
-    noise: list[float] = NOISES,
+    noise: list[str] = NOISES,
     published: bool = typer.Option(True, help="geom2vec as well, where its weights are"),
     minutes: float = 5.0,
     denoise_minutes: float = 10.0,
@@ -318,7 +342,7 @@ def run(
     }
     if published and not GEOM2VEC.is_file():
         raise InputError(f"no {GEOM2VEC.name} beside the clone; leave it out with --no-published")
-    todo = cases(frames, seeds, noise, published)
+    todo = cases(frames, seeds, [Noise.parse(text) for text in noise], published)
     done = set(begun(NAME, settings).get("runs", {}))
     todo = [case for case in todo if case.key not in done]
     if plan or not todo:
@@ -341,16 +365,18 @@ def options(result: dict[str, Any]) -> list[str]:
     }
     words = [f"--{k.replace('_', '-')} {v:g}" for k, v in told.items()]
     words += [f"--step-time {k}={v:.4g}" for k, v in result["seconds_per_step"].items()]
-    words += [f"--denoise-steps {d['steps']}" for d in list(result["denoised"].values())[:1]]
+    plain = [d for key, d in result["denoised"].items() if not Noise.parse(key).how]
+    words += [f"--denoise-steps {d['steps']}" for d in plain[:1]]
     alike: dict[tuple[tuple[int, ...], int], list[str]] = {}
     for noise in result["denoised"]:
-        same = [row for row in rows if row["start"] == f"denoised {noise} Å"]
+        same = [row for row in rows if row["start"] == Noise.parse(noise).start]
         frames = tuple(sorted({row["frames"] for row in same}))
         seeds = sum(row["frames"] == min(frames) for row in same) if frames else 0
         alike.setdefault((frames, seeds), []).append(noise)
     commands = []
     for (frames, seeds), noises in sorted(alike.items(), key=lambda item: -len(item[0][0])):
-        which = [f"--noise {noise}" for noise in noises] + [f"--frames {n}" for n in frames]
+        which = [f"--noise {shlex.quote(noise)}" for noise in noises]
+        which += [f"--frames {n}" for n in frames]
         rest = [f"--seeds {seeds}", *(["--no-published"] if commands else [])]
         commands.append(" ".join(["run", *words, *which, *rest]))
     return commands

@@ -4,15 +4,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from experiment import (  # this folder is where the script runs
+from ablation_starts import Noise  # this folder is where the script runs
+from experiment import (
     SPELT_OTHERWISE,
     made_at,
     table,
     with_spread,
 )
 
-#: names of starts; the others are "denoised NOISE Å" and those of geom2vec
-NOTHING, LONGER = "nothing", "nothing, longer"
+#: names of starts; the others are "denoised NOISE Å HOW" and those of geom2vec
+NOTHING, LONGER, BRIEFLY_LONGER = "nothing", "nothing, longer", "nothing, briefly longer"
 
 Groups = dict[tuple[str, int], list[dict[str, Any]]]
 
@@ -38,7 +39,8 @@ def verdict(groups: Groups) -> str:
     starts = sorted({start for start, _ in groups if start.startswith("denoised")})
     told = []
     for start in starts:
-        both = [(n, gains(groups, start, n), gains(groups, LONGER, n)) for n in sizes]
+        instead = BRIEFLY_LONGER if start.endswith("briefly") else LONGER
+        both = [(n, gains(groups, start, n), gains(groups, instead, n)) for n in sizes]
         told += [
             f"- {n:,} frames: {start} makes forces MAE {np.mean(mine):.2f} times smaller than "
             "nothing with the same supervised steps; the minutes meant for it spent on labels, "
@@ -52,8 +54,7 @@ def verdict(groups: Groups) -> str:
     if told:
         told.append(
             "- A backbone is denoised once and can be started from any number of times; then only "
-            "the first comparison counts. That was not measured here. Noise along torsions, and "
-            "other heads and objectives, were not tried."
+            "the first comparison counts. That was not measured here."
         )
     return "\n".join(told)
 
@@ -62,9 +63,11 @@ def best_noises(groups: Groups, starts: Sequence[str], sizes: Sequence[int]) -> 
     """Which noise gains most, of seeds that all of them have."""
     told = []
     for n in sizes:
-        rows = {start: groups.get((start, n), []) for start in starts}
+        rows = {start: groups[start, n] for start in starts if (start, n) in groups}
+        if len(rows) < 2:
+            continue
         seeds = set.intersection(*({r["seed"] for r in same} for same in rows.values()))
-        if len(starts) > 1 and seeds:
+        if seeds:
             errors = {
                 start: np.mean([r["test_meV"]["force_mae"] for r in same if r["seed"] in seeds])
                 for start, same in rows.items()
@@ -116,7 +119,8 @@ def tables(result: dict[str, Any]) -> str:
         for kind in result["seconds_per_step"]
     ]
     denoised = [
-        f"{noise} Å: {d['steps']:,} steps on {d['geometries']:,} geometries in "
+        f"{Noise.parse(noise).start.removeprefix('denoised ')}: {d['steps']:,} steps on "
+        f"{d['geometries']:,} geometries in "
         f"{d['minutes']:.1f} min, remaining loss {d['validation_loss']:.3f}"
         for noise, d in result["denoised"].items()
     ]

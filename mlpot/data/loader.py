@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mlpot.data.record import Record
+from mlpot.data.torsions import twist
 from mlpot.errors import DataError, InputError
 from mlpot.graph import Graph, batch
 from mlpot.neighbors import build_graph
@@ -42,9 +43,11 @@ class GraphLoader:
         shuffle: a new order (and new noise) every epoch; without it every pass is the same.
         noise: Å, standard deviation of Gaussian coordinate noise; 0 for none.
         dtype: of positions and forces.
+        torsions: degrees, standard deviation of rotations about single bonds, before that noise
+            and no part of it; 0 for none.
 
     Raises:
-        DataError: there are no records.
+        DataError: there are no records, or a periodic one is to be twisted.
     """
 
     def __init__(
@@ -56,11 +59,17 @@ class GraphLoader:
         shuffle: bool = True,
         noise: float = 0.0,
         dtype: torch.dtype = torch.float32,
+        torsions: float = 0.0,
     ):
         if not records:
             raise DataError("there are no frames to load. Check the split, or the filter before it")
+        if torsions > 0 and any(any(r.pbc) for r in records):
+            raise DataError(
+                "rotations about bonds need molecules in one piece, and there are periodic frames. "
+                "Set torsions to 0, or leave those frames out"
+            )
         self.records = records
-        self.cutoff = cutoff
+        self.cutoff, self.torsions = cutoff, torsions
         self.seed, self.shuffle, self.noise, self.dtype = seed, shuffle, noise, dtype
         self._sizes = np.array([len(r.numbers) for r in records])
         self._batches = max(1, min(len(records), round(int(self._sizes.sum()) / batch_atoms)))
@@ -150,16 +159,19 @@ class GraphLoader:
         """A graph, and the noise in it."""
         for draw in range(_DRAWS):
             noise = np.zeros(record.positions.shape)
+            positions = record.positions
+            if self.torsions > 0:
+                positions = twist(record.numbers, positions, self.torsions, rng)
             if self.noise > 0:
                 noise = rng.standard_normal(record.positions.shape)
-            positions = record.positions + self.noise * noise
+            positions = positions + self.noise * noise
             try:
                 graph = build_graph(
                     record.numbers, positions, self.cutoff, record.cell, record.pbc, self.dtype
                 )
                 return graph, noise
             except InputError:
-                if self.noise == 0 or draw == _DRAWS - 1:
+                if (self.noise == 0 and self.torsions == 0) or draw == _DRAWS - 1:
                     raise
         raise AssertionError("unreachable")
 

@@ -2,7 +2,8 @@
 
 Coordinates get Gaussian noise; the network predicts it, in units of its standard deviation
 (Zaidi et al., arXiv 2206.00133; arXiv 2410.21683). Near a minimum that is learning a force
-field from geometries alone, and the features carry over to energies.
+field from geometries alone, and the features carry over to energies. Rotations about single bonds
+can be added, which are not to be removed (fractional denoising, arXiv 2307.10683).
 """
 
 from collections.abc import Callable, Sequence
@@ -30,6 +31,9 @@ class PretrainConfig(BaseModel):
 
     name: str = "denoised"
     noise: float = Field(0.1, gt=0, description="Å, standard deviation of the coordinate noise")
+    torsions: float = Field(
+        0.0, ge=0, description="degrees, of rotations about single bonds, which are not removed"
+    )
     validation: int | float = Field(0.02, description="share (below 1) or number of geometries")
     test: int | float = Field(0.0, description="the same; not looked at")
     held_out: str = Field("", description="JSON file of molecules held out, instead of a new split")
@@ -105,6 +109,7 @@ def pretrain(
             config.loop.seed,
             shuffle,
             config.noise,
+            torsions=config.torsions,
         )
         for indices, shuffle in ((split.train, True), (split.validation, False))
     ]

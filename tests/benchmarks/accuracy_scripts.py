@@ -11,6 +11,7 @@ NAMES = (
     "experiment",
     "trajectories",
     "history",
+    "ablation_starts",
     "ablation_tables",
     "ablation",
     "rmd17",

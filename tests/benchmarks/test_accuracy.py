@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections import defaultdict
 from pathlib import Path
 from shutil import rmtree
@@ -11,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from ase.build import molecule
 from ase.data import chemical_symbols
 from typer.testing import CliRunner
 
@@ -21,10 +23,12 @@ from mlpot.deploy.load import load
 from mlpot.errors import InputError
 from mlpot.models.checkpoint import build, load_potential, save
 from mlpot.models.checkpoint import load as load_model
+from mlpot.train.finetune import finetune
 from tests.benchmarks.accuracy_scripts import SCRIPTS, scratch  # noqa: F401
 from tests.helpers import ethanol, methanol_with_water, save_random_model
 
 ablation, rmd17, dimers = (SCRIPTS[name] for name in ("ablation", "rmd17", "dimers"))
+starts = SCRIPTS["ablation_starts"]
 dynamics, trajectories = SCRIPTS["dynamics"], SCRIPTS["trajectories"]
 experiment = SCRIPTS["experiment"]
 
@@ -195,14 +199,14 @@ def test_the_command_on_the_card_does_the_same_ablation(scratch: Path) -> None: 
     experiment.store("ablation", result)
     commands = ablation.options(result)
     for words in commands:
-        done = CliRunner().invoke(ablation.app, [*words.split(), "--no-published", "--plan"])
+        done = CliRunner().invoke(ablation.app, [*shlex.split(words), "--no-published", "--plan"])
         assert done.exit_code == 0 and "0 runs to do" in done.output, done.exception
 
     result["runs"] = {}  # and from nothing they do all of them again
     experiment.store("ablation", result)
     planned = set()
     for words in commands:
-        done = CliRunner().invoke(ablation.app, [*words.split(), "--no-published", "--plan"])
+        done = CliRunner().invoke(ablation.app, [*shlex.split(words), "--no-published", "--plan"])
         planned |= {line for line in done.output.splitlines() if " | " in line}
     own = {k for k in json.loads(committed.read_text())["runs"] if not k.startswith("geom2vec")}
     assert planned == own
@@ -216,6 +220,69 @@ def test_steps_that_are_given_are_not_timed(scratch: Path) -> None:  # noqa: F81
     assert one.denoising_steps(lambda *_: pytest.fail("it was timed"), []) == 77
 
 
+@pytest.mark.parametrize(
+    ("text", "start"),
+    [
+        ("0.1", "denoised 0.1 Å"),
+        ("0.10 + torsions", "denoised 0.1 Å + torsions"),
+        ("0.1 by energy", "denoised 0.1 Å by energy"),
+        ("0.2 briefly", "denoised 0.2 Å briefly"),
+    ],
+)
+def test_a_start_is_named_after_its_noise(text: str, start: str) -> None:
+    noise = starts.Noise.parse(text)
+    assert noise.start == start
+    assert starts.of_start(start) == noise == starts.Noise.parse(noise.key)
+    assert starts.of_start(ablation.NOTHING) is None
+
+
+@pytest.mark.parametrize("text", ["", "0", "-0.1", "much", "0.1 by magic"])
+def test_another_noise_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="--noise"):
+        starts.Noise.parse(text)
+
+
+def test_what_a_start_is_denoised_with(scratch: Path) -> None:  # noqa: F811
+    def told(text: str) -> tuple[float, float]:
+        recipe = ablation.denoising_recipe(starts.Noise.parse(text), 8, ablation_settings())
+        return recipe.noise, recipe.torsions
+
+    assert told("0.2") == told("0.2 briefly") == (0.2, 0.0)
+    assert told("0.1 + torsions") == (0.1, starts.ANGLE)
+    one = ablation.Ablation(experiment.Parts([], [], []), ablation_settings())
+    one.keep_steps(["own=0.01"], 77)
+    assert one.steps(ablation.Case(ablation.LONGER, 5000, 0)) == 30
+    assert one.steps(ablation.Case(ablation.BRIEFLY_LONGER, 5000, 0)) == 19
+
+
+def test_an_energy_that_denoises_is_a_start_with_its_head(
+    scratch: Path,  # noqa: F811
+) -> None:
+    """Its forces point back, in units of sigma; finetuning takes up backbone and head."""
+    names = ("CH3CH2OH", "CH3COOH", "CH3OCH3", "C2H4")
+    made = [molecule(name) for name in names for _ in range(8)]
+    records = [Record(a.numbers, a.positions, -10.0 * len(a), level="x") for a in made]
+    (one,) = starts.noised(records[:1], 0.1)
+    np.testing.assert_allclose(one.positions + 0.1 * one.forces, records[0].positions)
+
+    settings = ablation_settings() | {"learning_rate": 1e-2}
+    recipe = ablation.recipe(ablation.Case("x", 0, 0), 200, settings)
+    recipe = recipe.model_copy(update={"held_out": "", "validation": 8, "test": 0})
+    info = starts.denoise_by_energy(records, 0.1, recipe, scratch / "denoised")
+    assert starts.remaining_loss(info) < 0.9 and info.prior == "zbl"
+
+    labelled = starts.noised(records, 0.05, seed=1)
+    frozen = recipe.loop.model_copy(
+        update={"learning_rate": 1e-12, "steps": 1, "validate_every": 1}
+    )
+    recipe = recipe.model_copy(update={"loop": frozen})
+    path = scratch / "denoised" / "model.safetensors"
+    finetune(labelled, recipe, scratch / "tuned", path, progress=False)
+    before, after = (load_model(p)[0].state_dict() for p in (path, scratch / "tuned" / path.name))
+    heads = [k for k in before if k.startswith(("head", "backbone"))]
+    assert heads and all(torch.allclose(before[k], after[k]) for k in heads)
+
+
 @pytest.mark.slow
 def test_ablation_runs_and_resumes(
     druglike: Any,
@@ -226,7 +293,7 @@ def test_ablation_runs_and_resumes(
         pytest.skip("needs the published weights of geom2vec beside the clone")
     monkeypatch.setattr(experiment, "TIMED", (1, 1, 3))
     settings = ablation_settings()
-    todo = ablation.cases([12], 1, [0.1], published=True)
+    todo = ablation.cases([12], 1, [starts.Noise(0.1)], published=True)
     assert len({case.key for case in todo}) == 5
     one = ablation.Ablation(druglike, settings)
     one.result["seconds_per_step"] = {"own": 0.025, "geom2vec": 0.03}  # else measured

@@ -243,6 +243,23 @@ def test_denoising_learns_and_seeds_finetuning(records: list[Record], tmp_path: 
         torch.testing.assert_close(tuned.backbone.state_dict()[name], value)
 
 
+def test_denoising_twists_as_the_recipe_says(
+    records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def twisted(numbers: Any, positions: Any, degrees: float, rng: Any) -> Any:
+        seen.append(degrees)
+        return positions
+
+    monkeypatch.setattr("mlpot.data.loader.twist", twisted)
+    for torsions in (0.0, 25.0):
+        short = loop(steps=1, validate_every=1)
+        settings = PretrainConfig(torsions=torsions, validation=8, model=MODEL, loop=short)
+        pretrain(records, settings, tmp_path / f"{torsions}", progress=False)
+    assert set(seen) == {25.0}
+
+
 def test_starting_from_a_potential_keeps_its_forces(records: list[Record], tmp_path: Path) -> None:
     """References are refitted so that another level of theory costs nothing at step 0. Lengths that
     are shorter than it knew would change it."""

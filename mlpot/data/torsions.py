@@ -1,0 +1,92 @@
+"""Noise that a molecule makes by itself: rotations about its single bonds.
+
+Between conformers a molecule turns about single bonds by tens of degrees, while it stretches and
+bends little; noise of coordinates alone does the opposite. Both together, of which a network is to
+remove that of the coordinates only, is fractional denoising (Feng et al., arXiv 2307.10683).
+N atoms.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from ase.data import covalent_radii
+from numpy.typing import NDArray
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial.distance import cdist
+from scipy.spatial.transform import Rotation
+
+#: in sums of covalent radii; closer atoms are bonded, as in `mlpot.analysis.criteria`
+BONDED = 1.25
+
+#: two bonds and no double one, where there are two neighbours: O, S, Se
+_BENT = (8, 16, 34)
+
+Reals = NDArray[np.floating]
+
+
+class Rotor(NamedTuple):
+    """A single bond, and the atoms on its smaller side, which turn."""
+
+    axis: tuple[int, int]
+    turned: NDArray[np.int64]
+
+
+def rotors(numbers: NDArray[np.int64], positions: Reals) -> list[Rotor]:
+    """Single bonds outside rings with something to turn on either side.
+
+    Bond orders are not known: a bond is single if one of its atoms has four neighbours, or is an
+    oxygen or sulphur with two. That leaves out biaryls, amides' C-N and conjugated chains.
+
+    Args:
+        numbers: [N] atomic numbers.
+        positions: [N, 3] Å, a molecule (or several) in one piece.
+    """
+    bonded = _bonded(numbers, positions)
+    degree = bonded.sum(axis=1)
+    single = (degree == 4) | (np.isin(numbers, _BENT) & (degree == 2))
+    found = []
+    for i, j in np.argwhere(np.triu(bonded)):
+        if min(degree[i], degree[j]) < 2 or not (single[i] or single[j]):
+            continue
+        cut = bonded.copy()
+        cut[i, j] = cut[j, i] = False
+        piece = connected_components(cut, directed=False)[1]
+        if piece[i] != piece[j]:  # else the bond is in a ring
+            sides = [np.flatnonzero(piece == piece[end]) for end in (i, j)]
+            found.append(Rotor((int(i), int(j)), min(sides, key=len)))
+    return found
+
+
+def twist(
+    numbers: NDArray[np.int64], positions: Reals, degrees: float, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Positions [N, 3] Å after a rotation about every single bond.
+
+    A rotation that would bring atoms as near as bonded ones is left out.
+
+    Args:
+        numbers: [N] atomic numbers.
+        positions: [N, 3] Å, as in `rotors`.
+        degrees: standard deviation of the angles.
+        rng: of the angles.
+    """
+    twisted, radii = np.array(positions, dtype=np.float64), covalent_radii[numbers]
+    for (i, j), turned in rotors(numbers, positions):
+        axis = twisted[j] - twisted[i]
+        angle = np.radians(rng.normal(scale=degrees)) / np.linalg.norm(axis)
+        moved = twisted.copy()
+        moved[turned] -= twisted[i]
+        moved[turned] = Rotation.from_rotvec(angle * axis).apply(moved[turned]) + twisted[i]
+        rest = np.setdiff1d(np.arange(len(numbers)), turned)
+        apart = cdist(moved[turned], moved[rest]) / (radii[turned, None] + radii[rest])
+        if (apart < BONDED).sum() == 1:  # the bond itself
+            twisted = moved
+    return twisted
+
+
+def _bonded(numbers: NDArray[np.int64], positions: Reals) -> NDArray[np.bool_]:
+    """[N, N], which atoms are bonded."""
+    radii = covalent_radii[numbers]
+    near = cdist(positions, positions) < BONDED * (radii[:, None] + radii)
+    np.fill_diagonal(near, False)
+    return near
