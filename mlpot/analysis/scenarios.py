@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -104,6 +104,11 @@ class Planned:
             del told[name]
         what = [VERSION, told, self.molecule.key, self.temperature, self.seed]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """The scenario with this run's temperature, as in its record."""
+        return {**asdict(self.scenario), "temperature": self.temperature}
 
     @property
     def random(self) -> int:

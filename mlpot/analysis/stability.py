@@ -27,6 +27,7 @@ from mlpot.analysis.records import (
 )
 from mlpot.analysis.scenarios import Planned, Scenario, plan
 from mlpot.analysis.subjects import CalculatorModel, Subject
+from mlpot.analysis.verdicts import gives_lengths
 from mlpot.data.jobs import run as run_jobs
 from mlpot.data.record import Record
 from mlpot.deploy.load import compile_ahead
@@ -286,8 +287,16 @@ def _jobs(
     folder: Folder,
     done: set[str],
 ) -> Iterator[Batch | Accuracy | Refusal | None]:
-    """All jobs; None for one that is done. Long ones first, so that no worker is left with one."""
-    for batch in sorted(batches(runs, subject, folder.path), key=lambda b: -_atom_steps(b.runs)):
+    """All jobs; None for one that is done.
+
+    Those that the mean lengths of bonds are taken from come first: without them nothing is judged
+    for good. Then long ones, so that no worker is left with one.
+    """
+
+    def order(batch: Batch) -> tuple[bool, int]:
+        return not any(gives_lengths(run.told) for run in batch.runs), -_atom_steps(batch.runs)
+
+    for batch in sorted(batches(runs, subject, folder.path), key=order):
         left = tuple(run for run in batch.runs if run.key not in done)
         yield Batch(subject, left, batch.folder) if left else None
     for job in others:

@@ -119,10 +119,11 @@ def _lengths(
     if name in known:
         return Lengths(bonds, np.array(known[name]), [], True)
     given = bond_lengths(np.array(molecule["positions"])[None], bonds)[0]
-    at_room = [x for record, x in zip(records, frames, strict=True) if _at_room(record)]
+    at_room = [x for record, x in zip(records, frames, strict=True) if gives_lengths(record)]
     return of_own(bonds, at_room, given)
 
 
-def _at_room(record: Json) -> bool:
+def gives_lengths(record: Json) -> bool:
+    """Is a run one of those that bonds of its molecule are compared with?"""
     still = record["temperature"] == ROOM and record["end_temperature"] is None
     return still and not record["distortion"] and record["ensemble"] == "nvt"

@@ -90,6 +90,24 @@ def test_the_trajectory_is_that_of_replicas(
     assert record["potential"][-1] == pytest.approx(alone.potential[0], abs=1e-4)
 
 
+def test_what_bonds_are_compared_with_comes_first(
+    soft: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the rest is: without 300 K nothing could be judged for good."""
+    rest = [
+        Scenario("ladder", ("standard",), (500.0, 300.0, 900.0), 0.03, interval=2.0),
+        Scenario("ramp", ("standard",), (300.0,), 0.04, end_temperature=900.0, interval=2.0),
+        Scenario("distorted", ("standard",), (300.0,), 0.05, distortion=0.01, interval=2.0),
+        Scenario("long", ("standard",), (300.0,), 0.02, interval=2.0),
+    ]
+    monkeypatch.setattr(Subject, "batch_atoms", 1)
+    folder = run(soft, Content(rest, [small()]), tmp_path)
+    runs = [(r["scenario"], r["temperature"]) for r in folder.records() if r["kind"] == "run"]
+    # two at a time are kept in any order
+    assert sorted(runs[:2]) == [("ladder", 300.0), ("long", 300.0)]
+    assert sorted(name for name, _ in runs[2:4]) == ["distorted", "ramp"]
+
+
 def test_seeds_decide(soft: Subject, content: Content, tmp_path: Path) -> None:
     first, again = (runs_of(run(soft, content, tmp_path / name)) for name in ("a", "b"))
     assert {k: without_times(r) for k, r in first.items()} == {
