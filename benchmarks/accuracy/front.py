@@ -57,6 +57,7 @@ from mlpot.zoo import resolve
 NAME = "front"
 SYSTEMS = ROOT / "benchmarks" / "speed" / "systems"
 TIMED = ("aspirin", "peptide")
+SHORT = "small"
 #: of calls, in turns with the other sizes
 ROUNDS = 10
 #: calls that are not counted, of every turn
@@ -258,7 +259,7 @@ def tables(result: dict[str, Any]) -> str:
     short = (
         f"Models after {min(minutes):.0f} to {max(minutes):.0f} minutes of training on one core "
         "each, from nothing (meV/Å and meV/atom, molecules held out for validation), and "
-        "milliseconds for energy and forces with two threads. Steps are those that fitted the "
+        f"milliseconds for energy and forces{timed_on(result)}. Steps are those that fitted the "
         "minutes beside what else ran, which was not the same for all, so close errors are no "
         "order:\n\n"
         f"{table([*header, *TIMED], rows)}"
@@ -266,10 +267,16 @@ def tables(result: dict[str, Any]) -> str:
     return "\n\n".join([short, *trained_for_long(result)])
 
 
+def timed_on(result: dict[str, Any]) -> str:
+    """' with 2 threads (AMD EPYC)': all rows are timed together."""
+    where = [row["timed"] for row in result.values() if "timed" in row]
+    return f" with {where[0]['threads']} threads ({where[0]['machine']})" if where else ""
+
+
 def trained_for_long(result: dict[str, Any]) -> list[str]:
     """What came of those that were trained for long, on the validation molecules of today."""
     rows = [
-        (name, row["long"]["steps"], row["long"]["meV"], row["ms"])
+        (name, SHORT, row["long"]["steps"], row["long"]["meV"], row["ms"])
         for name, row in result.items()
         if "long" in row
     ]
@@ -281,19 +288,21 @@ def trained_for_long(result: dict[str, Any]) -> list[str]:
             labelled = [s for k, s in stages.items() if k.startswith(LABELLED)][:cycle]
             if errors and size:
                 steps = sum(s["steps"] for s in labelled)
-                rows.append((f"{size} ({name})", steps, errors, result[size]["ms"]))
+                own = SHORT if name.endswith(SHORT) else "its own"
+                rows.append((f"{size} ({name})", own, steps, errors, result[size]["ms"]))
     if not rows:
         return []
     lines = [
-        [name, f"{steps:,}", *(f"{e[k]:.1f}" for k in ("force_mae", "force_rmse")),
+        [name, recipes, f"{steps:,}", *(f"{e[k]:.1f}" for k in ("force_mae", "force_rmse")),
          f"{e['energy_mae']:.2f}", *(f"{ms[k]:.1f}" for k in TIMED)]
-        for name, steps, e, ms in sorted(rows, key=lambda row: -row[2]["force_mae"])
+        for name, recipes, steps, e, ms in sorted(rows, key=lambda row: -row[3]["force_mae"])
     ]  # fmt: skip
-    header = ["model", "steps with labels", "F MAE", "F RMSE", "E MAE", *TIMED]
+    header = ["model", "recipes", "steps with labels", "F MAE", "F RMSE", "E MAE", *TIMED]
     lead = (
         "A quarter of an hour favours small models, which do more steps in it. Trained for an hour "
-        "and more, on all frames, after denoising; steps and recipes are not the same (errors on "
-        "the validation molecules of today):"
+        "and more, on all frames, after denoising, by the recipes of pretrained-visnet-small or of "
+        "pretrained-visnet, which differ in steps of denoising and in floors (errors on the "
+        "validation molecules of today):"
     )
     return [f"{lead}\n\n{table(header, lines)}"]
 

@@ -19,22 +19,18 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
 
-import ablation
-import dimers
 import dynamics
-import front
 import numpy as np
-import rmd17
 import side_by_side
 import torch
 import typer
 from ase import Atoms
-from ase.data import chemical_symbols, covalent_radii
-from card_tables import SMILES, TEACHER, ZERO_SHOT, error_of_labels, in_short, tables
+from ase.data import chemical_symbols
+from card_page import card
+from card_tables import SMILES, TEACHER, ZERO_SHOT, in_short, tables
 from experiment import (  # this folder is where the script runs
     DATA,
     HELD_OUT,
@@ -44,20 +40,14 @@ from experiment import (  # this folder is where the script runs
     commit,
     content_at,
     fill,
-    last_commit,
     machine,
     millis,
-    of_model,
     save_plot,
     store,
     stored,
 )
 from history import (
     LABELLED,
-    SHIPPED_CYCLES,
-    gains,
-    gains_today,
-    learning_curve,
     plot_learning_curve,
     read_stage,
 )
@@ -65,31 +55,17 @@ from relations import frames_of, shared_partners
 
 from mlpot.data.calculators import AIMNet2
 from mlpot.data.formats import read, read_all
-from mlpot.data.lengths import pair_name
 from mlpot.data.record import Record
 from mlpot.data.splits import split_held_out
-from mlpot.models.checkpoint import ModelInfo, load, load_potential
+from mlpot.models.checkpoint import load, load_potential
 from mlpot.models.potential import Potential
 from mlpot.train.finetune import evaluate
-from mlpot.zoo import available_models, resolve
+from mlpot.zoo import resolve
 
 __all__ = ["DATA", "ROOT", "TRAINED_ON", "app"]
 
-#: experiments whose tables go into the card: heading, module, and options of its command; those
-#: with `--model` are of one model
-MODEL = " --model {last}"
-SECTIONS = (
-    ("Dynamics of unseen molecules", dynamics, MODEL),
-    ("Two atoms, close and far", dimers, MODEL),
-    ("Fine-tuning on few frames", rmd17, f"{MODEL} --denoised {{denoise}}/model.safetensors"),
-    ("What denoising is worth", ablation, ""),
-    ("Sizes that were tried", front, ""),
-)
-#: what else it takes to remake a section: options and commands after `run`
-RUNS = {ablation.NAME: ablation.options, front.NAME: front.commands}
 FRAMES = {"dev": 60, "fast": 600, "standard": 10**9}
 ZERO_SHOT_FRAMES = 1000
-RARE = 2000  # atoms in training
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -250,158 +226,6 @@ def install(
 
 
 # --- write -----------------------------------------------------------------------------------
-
-
-def sections(info: ModelInfo, stages: dict[str, Any]) -> tuple[str, list[str]]:
-    """Tables of the learning curve and the other experiments, and the commands behind them."""
-    texts = [f"## Learning curve\n\n{learning_curve(stages)}"] if stages else []
-    texts += [told] if (told := gains(stages)) else []
-    texts += [told] if (told := gains_today(*history_of(info.name))) else []
-    commands = []
-    for heading, module, options in SECTIONS:
-        found = of_model(module.NAME, info.name) if options else module.NAME
-        result = stored(found)
-        if not result:
-            continue
-        if options and result["settings"]["sha256"] != info.sha256:
-            typer.echo(f"results/{found}.json is of other weights; left out", err=True)
-            continue
-        texts.append(f"## {heading}\n\n{module.tables(result)}")
-        again = RUNS[module.NAME](result) if module.NAME in RUNS else [f"run{options}"]
-        commands += [f"python benchmarks/accuracy/{module.NAME}.py {words}" for words in again]
-    if missing := not_measured(info):
-        texts.append(f"Not measured of this model: {missing}.")
-    timed = stored(side_by_side.NAME)
-    if beside := side_by_side.tables(timed) if timed else "":
-        texts.append(f"## Beside the others of the zoo\n\n{beside}")
-        commands.append("python benchmarks/accuracy/side_by_side.py run")
-    return "\n\n".join(texts), commands
-
-
-def history_of(name: str) -> tuple[dict[str, Any], dict[str, int]]:
-    return stored(f"{name}-cycles"), SHIPPED_CYCLES.get(name, {})
-
-
-def not_measured(info: ModelInfo) -> str:
-    """Experiments of a single model that there are no results of for these weights."""
-    wanted = [(h, of_model(m.NAME, info.name)) for h, m, options in SECTIONS if options]
-    left = [
-        h.lower() for h, n in wanted if stored(n).get("settings", {}).get("sha256") != info.sha256
-    ]
-    return ", ".join(left)
-
-
-def time_taken(training: dict[str, Any]) -> str:
-    told = [
-        f"{stage['hours']:.1f} h of {name} ({stage['threads']} threads)"
-        for name, stage in training.get("stages", {}).items()
-        if stage["hours"] is not None
-    ]
-    return ", ".join(told) or "not recorded"
-
-
-def at_the_end(e: dict[str, float]) -> str:
-    return (
-        f"forces MAE {e['force_mae']:.1f}, RMSE {e['force_rmse']:.1f} meV/Å; "
-        f"energy MAE {e['energy_mae']:.2f}, RMSE {e['energy_rmse']:.2f} meV/atom "
-        f"({e['frames']:,} frames)"
-    )
-
-
-def card(name: str, info: ModelInfo, result: dict[str, Any], training: dict[str, Any]) -> str:
-    stages = training.get("stages", {})
-    text, commands = sections(info, stages)
-    smallest, median, largest = result["atoms_in_a_frame"]
-    rare = [f"{s} ({n:,} atoms)" for s, n in result["atoms_of_element"].items() if n < RARE]
-    template = (Path(__file__).parent / "card_template.md").read_text(encoding="utf-8")
-    seeds = {k: s["seed"] for k, s in stages.items()}
-    seeds = seeds or {LABELLED: info.provenance["recipe"]["loop"]["seed"]}
-    return template.format(
-        name=name,
-        **{k: info.config[k] for k in ("layers", "channels", "cutoff")},
-        **{k: result[k] for k in ("parameters", "commit", "machine")},
-        **result["molecules"],
-        prior=info.prior,
-        elements=", ".join(chemical_symbols[z] for z in info.elements),
-        smallest=smallest,
-        median=median,
-        largest=largest,
-        charge="neutral" if info.charge == 0 else f"charge {info.charge}",
-        spin="closed-shell" if info.multiplicity == 1 else f"multiplicity {info.multiplicity}",
-        level=info.level,
-        teacher=error_of_labels(),
-        frames=training.get("frames", result["training_frames"]),
-        remark=f". {training['remark']}" if training.get("remark") else "",
-        seeds=", ".join(f"{k} {v}" for k, v in seeds.items()),
-        time=time_taken(training),
-        at_the_end=at_the_end(result["validation"]),
-        sha256=info.sha256,
-        file_sha256=hashlib.sha256(Path(resolve(name)).read_bytes()).hexdigest(),
-        since=last_commit(ROOT / "mlpot" / "zoo" / f"{name}.safetensors"),
-        denoised=install_denoised(name),
-        recipes=", ".join(f"`recipes/{name}-{r}.toml`" for r in recipes(stages)),
-        backbone=backbone_of(name),
-        option="" if name == SHIPPED else f" --name {name}",
-        tables=tables(result),
-        sections=text,
-        unbonded=unbonded(info) if info.floors else "not noted",
-        rare=", ".join(rare) or "none of its elements",
-        data=" ".join(f"../shared/data/{f}" for f in TRAINED_ON),
-        **commands_of(stages, name),
-        commands="".join(f"{c}\n" for c in commands).format(**commands_of(stages, name)),
-    )
-
-
-def backbone_of(name: str) -> str:
-    """Is the state after denoising in the zoo as well?"""
-    if f"{name}-denoised" not in available_models():
-        return "not shipped"
-    return f"`{name}-denoised`: the state after step 1, without an energy head, to train from"
-
-
-def install_denoised(name: str) -> str:
-    """The command that put the backbone into the zoo, where it is there."""
-    entry = available_models().get(f"{name}-denoised")
-    if entry is None:
-        return ""
-    return (
-        f"python benchmarks/accuracy/model_card.py install runs/{name}/denoise/model.safetensors "
-        f"--name {entry.name} --card {entry.card} --summary '...'\n"
-    )
-
-
-def unbonded(info: ModelInfo) -> str:
-    """Pairs of elements that have been no nearer in training than `APART` bonds are long."""
-    pairs = combinations_with_replacement(sorted(info.elements), 2)
-    names = {pair_name(a, b): covalent_radii[a] + covalent_radii[b] for a, b in pairs}
-    known = info.floors
-    return ", ".join(n for n, bond in names.items() if known.get(n, np.inf) > dimers.APART * bond)
-
-
-def recipes(stages: dict[str, Any]) -> list[str]:
-    """What the recipes of all stages are called, after the model's name."""
-    count = sum(k.startswith(LABELLED) for k in stages) or 1
-    return ["1-denoise", *(f"{i}-energies" for i in range(2, count + 2))]
-
-
-def commands_of(stages: dict[str, Any], name: str) -> dict[str, str]:
-    """The commands of the stages after the second, and the folders of all with labels."""
-    count = sum(k.startswith(LABELLED) for k in stages) or 1
-    where = f"runs/{name}"
-    folders = [f"{where}/energies", *(f"{where}/energies-{i}" for i in range(2, count + 1))]
-    data = " ".join(f"../shared/data/{f}" for f in TRAINED_ON)
-    again = [
-        f"mlpot finetune {data} --from {start}/model.safetensors --config "
-        f"mlpot/zoo/recipes/{name}-{i + 2}-energies.toml --out {out}\n"
-        for i, (start, out) in enumerate(zip(folders, folders[1:], strict=False), start=1)
-    ]
-    return {
-        "denoise": f"{where}/denoise",
-        "first": folders[0],
-        "again": "".join(again),
-        "folders": " ".join(folders),
-        "last": folders[-1],
-    }
 
 
 @app.command()

@@ -19,6 +19,7 @@ NAMES = (
     "drift",
     "dynamics",
     "card_tables",
+    "card_page",
     "relations",
     "front",
     "side_by_side",

@@ -521,9 +521,9 @@ def test_the_front_sets_long_trainings_beside_each_other(
     experiment.store("pretrained-visnet-cycles", {"commits": since})
     (text,) = front.trained_for_long(result)
     lines = text.splitlines()[-3:]
-    assert lines[0].startswith("| 3x64, 4 Å | 36,000 | 40.0 | 40.0 | 40.00 | 5.0 |")
-    assert lines[1].startswith("| 4x64, 4 Å (pretrained-visnet) | 48,000 | 36.0 |")
-    assert lines[2].startswith("| 4x64, 4 Å (pretrained-visnet) | 192,000 | 35.0 |")
+    assert lines[0].startswith("| 3x64, 4 Å | small | 36,000 | 40.0 | 40.0 | 40.00 | 5.0 |")
+    assert lines[1].startswith("| 4x64, 4 Å (pretrained-visnet) | its own | 48,000 | 36.0 |")
+    assert lines[2].startswith("| 4x64, 4 Å (pretrained-visnet) | its own | 192,000 | 35.0 |")
 
 
 # --- dynamics --------------------------------------------------------------------------------

@@ -50,8 +50,9 @@ def repository(
     (scratch / "mlpot" / "zoo").mkdir(parents=True)
     readme = f"# x\n<!-- errors of {NAME}: generated -->\nold\n<!-- end -->\ny\n"
     (scratch / "README.md").write_text(readme)
-    monkeypatch.setattr(model_card, "ROOT", scratch)
-    monkeypatch.setattr(model_card, "resolve", lambda name: trained / "model.safetensors")
+    for script in (model_card, SCRIPTS["card_page"]):
+        monkeypatch.setattr(script, "ROOT", scratch)
+        monkeypatch.setattr(script, "resolve", lambda name: trained / "model.safetensors")
     potential, info = load_potential(trained / "model.safetensors")
     errors = model_card.errors_of(potential, records[:4])
     result = {
@@ -98,7 +99,7 @@ def test_stages_follow_each_other_on_one_curve() -> None:
     second[0]["force_mae"] = 0.09
     stages[f"{history.LABELLED}, 1"]["hours"] = 0.5
     assert "cycle 2 10.0 % in 0.5 h." in history.gains(stages)
-    lines = model_card.commands_of(stages, NAME)
+    lines = SCRIPTS["card_page"].commands_of(stages, NAME)
     assert f"--from runs/{NAME}/energies/model.safetensors" in lines["again"]
     assert f"recipes/{NAME}-3-energies.toml --out runs/{NAME}/energies-2" in lines["again"]
     assert lines["last"] == f"runs/{NAME}/energies-2"
