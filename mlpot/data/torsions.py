@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 from ase.data import covalent_radii
 from numpy.typing import NDArray
-from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import cdist
 from scipy.spatial.transform import Rotation
 
@@ -44,16 +43,13 @@ def rotors(numbers: NDArray[np.int64], positions: Reals) -> list[Rotor]:
     bonded = _bonded(numbers, positions)
     degree = bonded.sum(axis=1)
     single = (degree == 4) | (np.isin(numbers, _BENT) & (degree == 2))
+    candidates = np.triu(bonded & (single[:, None] | single) & (degree[:, None] > 1) & (degree > 1))
+    neighbours = [np.flatnonzero(row).tolist() for row in bonded]
     found = []
-    for i, j in np.argwhere(np.triu(bonded)):
-        if min(degree[i], degree[j]) < 2 or not (single[i] or single[j]):
-            continue
-        cut = bonded.copy()
-        cut[i, j] = cut[j, i] = False
-        piece = connected_components(cut, directed=False)[1]
-        if piece[i] != piece[j]:  # else the bond is in a ring
-            sides = [np.flatnonzero(piece == piece[end]) for end in (i, j)]
-            found.append(Rotor((int(i), int(j)), min(sides, key=len)))
+    for i, j in np.argwhere(candidates).tolist():
+        sides = [_side(neighbours, *ends) for ends in ((i, j), (j, i))]
+        if all(sides):  # else the bond is in a ring
+            found.append(Rotor((i, j), np.array(sorted(min(sides, key=len)))))
     return found
 
 
@@ -77,11 +73,23 @@ def twist(
         moved = twisted.copy()
         moved[turned] -= twisted[i]
         moved[turned] = Rotation.from_rotvec(angle * axis).apply(moved[turned]) + twisted[i]
-        rest = np.setdiff1d(np.arange(len(numbers)), turned)
+        rest = np.delete(np.arange(len(numbers)), turned)
         apart = cdist(moved[turned], moved[rest]) / (radii[turned, None] + radii[rest])
         if (apart < BONDED).sum() == 1:  # the bond itself
             twisted = moved
     return twisted
+
+
+def _side(neighbours: list[list[int]], end: int, other: int) -> set[int]:
+    """Atoms on one end of a bond; empty if there is another way to its other end."""
+    side, todo = {end}, [n for n in neighbours[end] if n != other]
+    while todo:
+        atom = todo.pop()
+        if atom == other:
+            return set()
+        side.add(atom)
+        todo += [n for n in neighbours[atom] if n not in side]
+    return side
 
 
 def _bonded(numbers: NDArray[np.int64], positions: Reals) -> NDArray[np.bool_]:
