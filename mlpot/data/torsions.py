@@ -49,7 +49,7 @@ def rotors(numbers: NDArray[np.int64], positions: Reals) -> list[Rotor]:
     for i, j in np.argwhere(candidates).tolist():
         sides = [_side(neighbours, *ends) for ends in ((i, j), (j, i))]
         if all(sides):  # else the bond is in a ring
-            found.append(Rotor((i, j), np.array(sorted(min(sides, key=len)))))
+            found.append(Rotor((i, j), np.array(min(map(sorted, sides), key=len))))
     return found
 
 
