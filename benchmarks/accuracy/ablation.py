@@ -245,6 +245,9 @@ class Ablation:
             minutes = self.settings["denoise_minutes"]
             steps = max(2, round(60 * minutes / self.seconds_per_step("own")))
             own = recipe(Case(noise.start, 0, 0), steps, self.settings)
+            loop = denoising_recipe(noise, steps, self.settings).loop
+            same = {name: getattr(loop, name) for name in ("learning_rate", "warmup", "ema")}
+            own = own.model_copy(update={"loop": own.loop.model_copy(update=same)})
             return denoise_by_energy(records, noise.sigma, own, out)
 
         def train(steps: int, folder: Path, some: Sequence[Record]) -> ModelInfo:
@@ -274,7 +277,9 @@ class Ablation:
             if not Noise.parse(key).how:
                 return int(known["steps"])
         per = seconds_per_step(lambda steps, out: train(steps, out, few), NAME, "timing")
-        return max(2, round(60 * self.settings["denoise_minutes"] / per))
+        steps = max(2, round(60 * self.settings["denoise_minutes"] / per))
+        self.result["denoise_steps"] = steps  # whichever noise is the first
+        return steps
 
 
 def geom2vec() -> Path:
@@ -366,7 +371,8 @@ def options(result: dict[str, Any]) -> list[str]:
     words = [f"--{k.replace('_', '-')} {v:g}" for k, v in told.items()]
     words += [f"--step-time {k}={v:.4g}" for k, v in result["seconds_per_step"].items()]
     plain = [d for key, d in result["denoised"].items() if not Noise.parse(key).how]
-    words += [f"--denoise-steps {d['steps']}" for d in plain[:1]]
+    known = result.get("denoise_steps") or next((d["steps"] for d in plain), 0)
+    words += [f"--denoise-steps {known}"] if known else []
     alike: dict[tuple[tuple[int, ...], int], list[str]] = {}
     for noise in result["denoised"]:
         same = [row for row in rows if row["start"] == Noise.parse(noise).start]

@@ -1,9 +1,11 @@
 """How the backbones of `ablation` are denoised.
 
 `0.1` is coordinate noise of 0.1 Å, predicted by a head that gives a vector an atom. Words after it
-change one thing: `0.1 + torsions` turns single bonds first (not to be predicted), `0.1 by energy`
+change something: `0.1 + torsions` turns single bonds first (not to be predicted; as many steps,
+each of which takes a bit longer), and `0.2 briefly` takes a quarter of the steps. `0.1 by energy`
 predicts the noise as the gradient of an energy, whose head the supervised training then goes on
-with, and `0.2 briefly` takes a quarter of the time.
+with. A step of that takes twice the time, so it has half the steps; every geometry has one noise
+and not another one each time, and the loss is that of forces (lengths of errors, not squares).
 """
 
 from collections.abc import Sequence
@@ -42,7 +44,7 @@ class Noise(NamedTuple):
             noise = cls(float(sigma), how.strip())
         except ValueError:
             noise = cls(0.0)
-        if noise.sigma <= 0 or noise.how not in ("", TORSIONS, BY_ENERGY, BRIEFLY):
+        if not 0 < noise.sigma < np.inf or noise.how not in ("", TORSIONS, BY_ENERGY, BRIEFLY):
             raise InputError(
                 f"--noise {text!r}: give Å, and after it nothing, {TORSIONS!r}, {BY_ENERGY!r} or "
                 f"{BRIEFLY!r}"

@@ -4,7 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from ablation_starts import Noise  # this folder is where the script runs
+from ablation_starts import (  # this folder is where the script runs
+    BRIEFLY,
+    BY_ENERGY,
+    TORSIONS,
+    Noise,
+)
 from experiment import (
     SPELT_OTHERWISE,
     made_at,
@@ -39,7 +44,7 @@ def verdict(groups: Groups) -> str:
     starts = sorted({start for start, _ in groups if start.startswith("denoised")})
     told = []
     for start in starts:
-        instead = BRIEFLY_LONGER if start.endswith("briefly") else LONGER
+        instead = BRIEFLY_LONGER if start.endswith(BRIEFLY) else LONGER
         both = [(n, gains(groups, start, n), gains(groups, instead, n)) for n in sizes]
         told += [
             f"- {n:,} frames: {start} makes forces MAE {np.mean(mine):.2f} times smaller than "
@@ -54,16 +59,23 @@ def verdict(groups: Groups) -> str:
     if told:
         told.append(
             "- A backbone is denoised once and can be started from any number of times; then only "
-            "the first comparison counts. That was not measured here."
+            "the first comparison counts. That was not measured here." + untried(starts)
         )
     return "\n".join(told)
+
+
+def untried(starts: Sequence[str]) -> str:
+    ways = {TORSIONS: "rotations about bonds", BY_ENERGY: "an energy that denoises"}
+    left = [told for way, told in ways.items() if not any(s.endswith(way) for s in starts)]
+    return f" Not tried: {', '.join(left)}." if left else ""
 
 
 def best_noises(groups: Groups, starts: Sequence[str], sizes: Sequence[int]) -> list[str]:
     """Which noise gains most, of seeds that all of them have."""
     told = []
     for n in sizes:
-        rows = {start: groups[start, n] for start in starts if (start, n) in groups}
+        same_time = [s for s in starts if (s, n) in groups and not s.endswith(BRIEFLY)]
+        rows = {start: groups[start, n] for start in same_time}
         if len(rows) < 2:
             continue
         seeds = set.intersection(*({r["seed"] for r in same} for same in rows.values()))
@@ -75,7 +87,7 @@ def best_noises(groups: Groups, starts: Sequence[str], sizes: Sequence[int]) -> 
             order = sorted(errors, key=lambda start: errors[start])
             listed = ", ".join(f"{start} {errors[start]:.1f}" for start in order)
             told.append(
-                f"- {n:,} frames, {len(seeds)} seed{'s' * (len(seeds) > 1)} that all noises have, "
+                f"- {n:,} frames, {len(seeds)} seed{'s' * (len(seeds) > 1)} that these have, "
                 f"forces MAE: {listed} meV/Å."
             )
     return told

@@ -107,7 +107,7 @@ class Planned:
 
     @property
     def told(self) -> dict[str, Any]:
-        """The scenario with this run's temperature, as in its record."""
+        """All of the scenario, and this run's temperature."""
         return {**asdict(self.scenario), "temperature": self.temperature}
 
     @property

@@ -10,12 +10,17 @@ from typing import NamedTuple
 
 import numpy as np
 from ase.data import covalent_radii
+from ase.data.vdw_alvarez import vdw_radii
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 from scipy.spatial.transform import Rotation
 
 #: in sums of covalent radii; closer atoms are bonded, as in `mlpot.analysis.criteria`
 BONDED = 1.25
+
+#: in sums of van der Waals radii: no rotation brings atoms nearer (H-H 1.7 Å, C-C 2.5 Å). What is
+#: to be gone back to must not be a geometry that its own forces would blow apart
+CLASH = 0.7
 
 #: two bonds and no double one, where there are two neighbours: O, S, Se
 _BENT = (8, 16, 34)
@@ -31,10 +36,11 @@ class Rotor(NamedTuple):
 
 
 def rotors(numbers: NDArray[np.int64], positions: Reals) -> list[Rotor]:
-    """Single bonds outside rings with something to turn on either side.
+    """Single bonds outside rings, between atoms that both have other bonds.
 
     Bond orders are not known: a bond is single if one of its atoms has four neighbours, or is an
-    oxygen or sulphur with two. That leaves out biaryls, amides' C-N and conjugated chains.
+    oxygen or sulphur with two. That leaves out biaryls, amides' C-N and conjugated chains, but not
+    the C-O of esters and acids.
 
     Args:
         numbers: [N] atomic numbers.
@@ -58,7 +64,7 @@ def twist(
 ) -> NDArray[np.float64]:
     """Positions [N, 3] Å after a rotation about every single bond.
 
-    A rotation that would bring atoms as near as bonded ones is left out.
+    A rotation that would bring atoms nearer than `CLASH`, and nearer than they were, is left out.
 
     Args:
         numbers: [N] atomic numbers.
@@ -66,7 +72,8 @@ def twist(
         degrees: standard deviation of the angles.
         rng: of the angles.
     """
-    twisted, radii = np.array(positions, dtype=np.float64), covalent_radii[numbers]
+    twisted, radii = np.array(positions, dtype=np.float64), vdw_radii[numbers]
+    limit = CLASH * (radii[:, None] + radii)
     for (i, j), turned in rotors(numbers, positions):
         axis = twisted[j] - twisted[i]
         angle = np.radians(rng.normal(scale=degrees)) / np.linalg.norm(axis)
@@ -74,8 +81,9 @@ def twist(
         moved[turned] -= twisted[i]
         moved[turned] = Rotation.from_rotvec(angle * axis).apply(moved[turned]) + twisted[i]
         rest = np.delete(np.arange(len(numbers)), turned)
-        apart = cdist(moved[turned], moved[rest]) / (radii[turned, None] + radii[rest])
-        if (apart < BONDED).sum() == 1:  # the bond itself
+        before, after = (cdist(x[turned], x[rest]) for x in (twisted, moved))
+        # lengths and angles stay, but for the last digit
+        if (after > np.minimum(before, limit[np.ix_(turned, rest)]) - 1e-6).all():
             twisted = moved
     return twisted
 

@@ -383,8 +383,8 @@ def claim_folder(out: Path, config: BaseModel, start: str = "") -> bool:
 def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Names of what differs."""
     old, new = ({"starting model": d["start"], **d["recipe"]} for d in (before, now))
-    if "floor" in new:
-        old.setdefault("floor", 0.0)  # of runs that were begun before there was one
+    for name in {"floor", "torsions"} & new.keys():
+        old.setdefault(name, 0.0)  # of runs that were begun before there was one
     return sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
 
 

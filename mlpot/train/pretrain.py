@@ -32,7 +32,12 @@ class PretrainConfig(BaseModel):
     name: str = "denoised"
     noise: float = Field(0.1, gt=0, description="Å, standard deviation of the coordinate noise")
     torsions: float = Field(
-        0.0, ge=0, description="degrees, of rotations about single bonds, which are not removed"
+        0.0,
+        ge=0,
+        le=180,
+        allow_inf_nan=False,
+        description="degrees, standard deviation of rotations about single bonds, which are not "
+        "to be removed",
     )
     validation: int | float = Field(0.02, description="share (below 1) or number of geometries")
     test: int | float = Field(0.0, description="the same; not looked at")
@@ -115,7 +120,8 @@ def pretrain(
     ]
     report(
         f"denoising {len(split.train)} geometries ({len(elements)} elements), "
-        f"{len(split.validation)} held back, {config.loop.steps} steps"
+        f"{len(split.validation)} held back, {config.loop.steps} steps, noise of {config.noise:g} Å"
+        + (f" and rotations of {config.torsions:g}°" if config.torsions else "")
     )
 
     def keep(metrics: dict[str, float]) -> None:

@@ -16,6 +16,7 @@ from ase.build import molecule
 from ase.data import chemical_symbols
 from typer.testing import CliRunner
 
+from mlpot.calculator import MLPotCalculator
 from mlpot.data.formats import read
 from mlpot.data.record import Record
 from mlpot.deploy.engines import DeployedModel
@@ -188,7 +189,15 @@ def test_the_verdict_counts_the_time_of_denoising() -> None:
     assert few.endswith("denoising pays for its own time.")
     assert "2.00 times" in many and many.endswith("denoising does not pay for its own time.")
     groups |= rows("denoised 0.2 Å", 900, 50.0)
-    best = tables.best_noises(groups, ["denoised 0.1 Å", "denoised 0.2 Å"], [100, 900])
+    assert "Not tried: rotations about bonds, an energy" in tables.verdict(groups)
+    assert "Not tried" not in tables.untried(
+        ["denoised 0.1 Å + torsions", "denoised 0.1 Å by energy"]
+    )
+    groups |= rows("denoised 0.1 Å briefly", 900, 70.0) | rows(tables.BRIEFLY_LONGER, 900, 80.0)
+    briefly = [x for x in tables.verdict(groups).splitlines() if "briefly" in x]
+    assert len(briefly) == 1 and briefly[0].endswith("denoising pays for its own time.")
+    names = [f"denoised {how}" for how in ("0.1 Å", "0.2 Å", "0.1 Å briefly")]
+    best = tables.best_noises(groups, names, [100, 900])
     assert len(best) == 1 and "denoised 0.2 Å 50.0, denoised 0.1 Å 60.0" in best[0]
 
 
@@ -236,7 +245,7 @@ def test_a_start_is_named_after_its_noise(text: str, start: str) -> None:
     assert starts.of_start(ablation.NOTHING) is None
 
 
-@pytest.mark.parametrize("text", ["", "0", "-0.1", "much", "0.1 by magic"])
+@pytest.mark.parametrize("text", ["", "0", "-0.1", "nan", "inf", "much", "0.1 by magic"])
 def test_another_noise_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="--noise"):
         starts.Noise.parse(text)
@@ -524,6 +533,25 @@ def test_the_front_sets_long_trainings_beside_each_other(
     assert lines[0].startswith("| 3x64, 4 Å | small | 36,000 | 40.0 | 40.0 | 40.00 | 5.0 |")
     assert lines[1].startswith("| 4x64, 4 Å (pretrained-visnet) | its own | 48,000 | 36.0 |")
     assert lines[2].startswith("| 4x64, 4 Å (pretrained-visnet) | its own | 192,000 | 35.0 |")
+
+
+def test_all_sizes_are_timed_on_one_machine(
+    scratch: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    front = SCRIPTS["front"]
+    monkeypatch.setattr(front, "RUNS", scratch / "runs")
+    monkeypatch.setattr(front, "MODELS", {"a": TINY, "b": {**TINY, "layers": 1}})
+    monkeypatch.setattr(front, "MLPotCalculator", lambda path, engine: MLPotCalculator(path))
+    experiment.store("front", {"a": {"steps": 1}, "b": {}})
+    assert front.timed_on(experiment.stored("front")) == front.UNTOLD
+    front.time_step(threads=1, calls=2)
+    result = experiment.stored("front")
+    assert all(set(result[name]["ms"]) == set(front.TIMED) for name in "ab")
+    assert result["a"]["steps"] == 1 and result["a"]["ms"]["peptide"] > 0
+    assert front.timed_on(result) == f" with 1 threads ({experiment.machine()})"
+    first = front.untrained("a").read_bytes()
+    assert front.untrained("a").read_bytes() == first  # or it would be compiled anew each time
 
 
 # --- dynamics --------------------------------------------------------------------------------

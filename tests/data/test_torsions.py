@@ -5,6 +5,8 @@ import pytest
 from ase import Atoms
 from ase.build import molecule
 
+from mlpot.analysis import criteria
+from mlpot.data import torsions
 from mlpot.data.loader import GraphLoader
 from mlpot.data.record import Record
 from mlpot.data.torsions import rotors, twist
@@ -76,16 +78,36 @@ def geminal(atoms: Atoms) -> np.ndarray:
     return np.argwhere(np.triu((bonded.astype(int) @ bonded.astype(int)) > 0, 1))
 
 
-def test_no_rotation_makes_a_bond() -> None:
-    """Whatever the angle: a rotation that would is left out."""
-    crowded = molecule("isobutane")
-    rng, before = np.random.default_rng(0), len(near(crowded, 1.3))
-    moved = 0
-    for _ in range(50):
-        turned = Atoms(crowded.numbers, twist(crowded.numbers, crowded.positions, 180.0, rng))
-        assert len(near(turned, 1.3)) == before
-        moved += not np.allclose(turned.positions, crowded.positions)
-    assert moved > 25
+def test_no_rotation_brings_atoms_nearer_than_a_contact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ethanol face to face with itself: turned at will, atoms would lie on each other."""
+    one = molecule("CH3CH2OH")
+    crowded = one + Atoms(one.numbers, one.positions + [0.0, 0.0, 3.4])
+
+    def closest() -> list[float]:
+        rng, found = np.random.default_rng(0), []
+        for _ in range(100):
+            turned = Atoms(crowded.numbers, twist(crowded.numbers, crowded.positions, 60.0, rng))
+            found.append(turned.get_all_distances()[:9, 9:].min())
+            assert not np.allclose(turned.positions, crowded.positions)
+        return found
+
+    before = crowded.get_all_distances()[:9, 9:].min()
+    assert min(closest()) >= min(before, 1.67)
+    monkeypatch.setattr(torsions, "CLASH", 0.0)
+    assert min(closest()) < min(before, 1.67) - 0.2  # so it is the rule that does it
+
+
+def test_a_contact_that_is_there_may_stay() -> None:
+    """A strained frame turns as well, as long as it gets no worse."""
+    butane = molecule("trans-butane")
+    squeezed = 0.85 * butane.positions
+    rng = np.random.default_rng(0)
+    turned = twist(butane.numbers, squeezed, 5.0, rng)
+    assert not np.allclose(turned, squeezed)
+
+
+def test_bonds_are_those_of_the_criteria() -> None:
+    assert torsions.BONDED == criteria.BONDED
 
 
 def record(name: str, **fields: object) -> Record:

@@ -341,6 +341,19 @@ def test_runs_of_before_there_were_floors_go_on(records: list[Record], tmp_path:
         finetune(records, config(loop=loop(**BRIEF)), tmp_path, progress=False)
 
 
+def test_runs_of_before_there_were_torsions_go_on(records: list[Record], tmp_path: Path) -> None:
+    settings = PretrainConfig(validation=8, model=MODEL, loop=loop(steps=1, validate_every=1))
+    before = pretrain(records, settings, tmp_path, progress=False)
+    path = tmp_path / "config.json"
+    told = json.loads(path.read_text())
+    del told["recipe"]["torsions"]
+    path.write_text(json.dumps(told))
+    assert pretrain(records, settings, tmp_path, progress=False) == before
+    with pytest.raises(InputError, match=r"config\.json: torsions\)"):
+        other = settings.model_copy(update={"torsions": 20.0})
+        pretrain(records, other, tmp_path, progress=False)
+
+
 def test_nan_predictions_are_not_hidden(records: list[Record], tmp_path: Path) -> None:
     model, _ = load(save_random_model(tmp_path / "m.safetensors"))
     assert isinstance(model, Potential)
