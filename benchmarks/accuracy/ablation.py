@@ -24,6 +24,7 @@ from ablation_starts import (
     SHARE,
     Noise,
     denoise_by_energy,
+    minutes_of,
     of_start,
     remaining_loss,
 )
@@ -228,12 +229,11 @@ class Ablation:
         folder = STATE / NAME / noise.folder
         if noise.key not in self.result["denoised"] or not (folder / MODEL).is_file():
             records = self.data.chosen(len(self.data.train), 0, self.settings["held"])
-            begin = time.perf_counter()
-            info = self.denoise(noise, records, empty_folder(NAME, folder.name))
+            info = self.denoise(noise, records, folder)  # goes on where it was cut off
             self.result["denoised"][noise.key] = {
                 "steps": info.provenance["recipe"]["loop"]["steps"],
                 "geometries": len(self.data.train),
-                "minutes": (time.perf_counter() - begin) / 60,
+                "minutes": minutes_of(folder),
                 "validation_loss": remaining_loss(info),
             }
             store(NAME, self.result)

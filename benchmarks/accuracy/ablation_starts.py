@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from experiment import quiet  # this folder is where the script runs
+from history import hours_by_step
 from scipy.spatial.distance import pdist
 
 from mlpot.data.record import OVERLAP, Record
@@ -111,6 +112,12 @@ def denoise_by_energy(
     assert isinstance(whole, Potential)
     whole.load_state_dict(model.state_dict(), strict=False)
     return save(whole, walled, path)
+
+
+def minutes_of(folder: Path) -> float:
+    """Of training, without what was cut off between; 0 for a run too short to be logged."""
+    clock = hours_by_step(folder)
+    return 60 * clock[-1][1] if clock else 0.0
 
 
 def remaining_loss(info: ModelInfo) -> float:

@@ -137,7 +137,8 @@ def tables(result: dict[str, Any]) -> str:
         for noise, d in result["denoised"].items()
     ]
     elsewhere = (
-        " Minutes and losses are of several machines, and losses of other frames for validation."
+        " Minutes are of several machines and beside other jobs, and losses of other frames for"
+        " validation."
     )
     elsewhere = elsewhere if result.get("went_on") else ""
     own = settings["model"]
