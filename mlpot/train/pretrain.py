@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from mlpot import __version__
 from mlpot.data.loader import GraphLoader, LabelledGraph
 from mlpot.data.record import Record
-from mlpot.data.splits import load_split, make_split, save_split, split_held_out
+from mlpot.data.splits import Split, load_split, make_split, save_split, split_held_out
 from mlpot.models.checkpoint import ModelInfo, build, load, save
 from mlpot.models.potential import Denoiser
 from mlpot.models.visnet import ViSNetConfig
@@ -118,11 +118,7 @@ def pretrain(
         )
         for indices, shuffle in ((split.train, True), (split.validation, False))
     ]
-    report(
-        f"denoising {len(split.train)} geometries ({len(elements)} elements), "
-        f"{len(split.validation)} held back, {config.loop.steps} steps, noise of {config.noise:g} Å"
-        + (f" and rotations of {config.torsions:g}°" if config.torsions else "")
-    )
+    report(_outline(split, elements, config))
 
     def keep(metrics: dict[str, float]) -> None:
         _save(model, info, config, metrics, out)
@@ -130,6 +126,15 @@ def pretrain(
     module = DenoisingModule(model.train(), config.loop, info.architecture())
     fit(module, loaders[0], loaders[1], out, keep, progress, report)
     return load(out / "model.safetensors")[1]
+
+
+def _outline(split: Split, elements: Sequence[int], config: PretrainConfig) -> str:
+    turned = f" and rotations of {config.torsions:g}°" if config.torsions else ""
+    return (
+        f"denoising {len(split.train)} geometries ({len(elements)} elements), "
+        f"{len(split.validation)} held back, {config.loop.steps} steps, noise of "
+        f"{config.noise:g} Å{turned}"
+    )
 
 
 def _save(
