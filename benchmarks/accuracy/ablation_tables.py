@@ -93,6 +93,22 @@ def best_noises(groups: Groups, starts: Sequence[str], sizes: Sequence[int]) -> 
     return told
 
 
+def denoisings(result: dict[str, Any]) -> list[str]:
+    """A line on the backbones that were denoised, if any was."""
+    told = [
+        f"{Noise.parse(noise).start.removeprefix('denoised ')}: {d['steps']:,} steps on "
+        f"{d['geometries']:,} geometries in "
+        f"{d['minutes']:.1f} min, remaining loss {d['validation_loss']:.3f}"
+        for noise, d in result["denoised"].items()
+    ]
+    elsewhere = (
+        " Minutes are of several machines and beside other jobs, and losses of other frames for"
+        " validation."
+    )
+    rest = elsewhere if result.get("went_on") else ""
+    return [f"Denoising, {'; '.join(told)}.{rest}"] if told else []
+
+
 def tables(result: dict[str, Any]) -> str:
     """Markdown, from the results alone."""
     groups, settings = grouped(result), result["settings"]
@@ -130,17 +146,6 @@ def tables(result: dict[str, Any]) -> str:
         f"{kind}: {result['seconds_per_step'][kind]:.3f} s a step"
         for kind in result["seconds_per_step"]
     ]
-    denoised = [
-        f"{Noise.parse(noise).start.removeprefix('denoised ')}: {d['steps']:,} steps on "
-        f"{d['geometries']:,} geometries in "
-        f"{d['minutes']:.1f} min, remaining loss {d['validation_loss']:.3f}"
-        for noise, d in result["denoised"].items()
-    ]
-    elsewhere = (
-        " Minutes are of several machines and beside other jobs, and losses of other frames for"
-        " validation."
-    )
-    elsewhere = elsewhere if result.get("went_on") else ""
     own = settings["model"]
     return "\n".join(
         [
@@ -157,7 +162,7 @@ def tables(result: dict[str, Any]) -> str:
             table([*header.split(" | "), "structures seen", "minutes"], rows),
             "",
             *([told_all, ""] if (told_all := verdict(groups)) else []),
-            *([f"Denoising, {'; '.join(denoised)}.{elsewhere}"] if denoised else []),
+            *denoisings(result),
             f"Speed, {'; '.join(told)}. {made_at(result)}",
         ]
     )

@@ -329,13 +329,18 @@ def test_a_start_without_floors_keeps_its_say_about_other_molecules(
     assert floors_of(records, tmp_path / "complete", start, floor=1.0)["O-O"] == 5.0
 
 
+def forget(run: Path, setting: str) -> None:
+    """As if a run had been begun before there was that setting."""
+    path = run / "config.json"
+    told = json.loads(path.read_text())
+    del told["recipe"][setting]
+    path.write_text(json.dumps(told))
+
+
 def test_runs_of_before_there_were_floors_go_on(records: list[Record], tmp_path: Path) -> None:
     settings = config(loop=loop(**BRIEF), floor=0.0)
     before = finetune(records, settings, tmp_path, progress=False)
-    path = tmp_path / "config.json"
-    told = json.loads(path.read_text())
-    del told["recipe"]["floor"]
-    path.write_text(json.dumps(told))
+    forget(tmp_path, "floor")
     assert finetune(records, settings, tmp_path, progress=False) == before
     with pytest.raises(InputError, match=r"config\.json: floor\)"):
         finetune(records, config(loop=loop(**BRIEF)), tmp_path, progress=False)
@@ -344,10 +349,7 @@ def test_runs_of_before_there_were_floors_go_on(records: list[Record], tmp_path:
 def test_runs_of_before_there_were_torsions_go_on(records: list[Record], tmp_path: Path) -> None:
     settings = PretrainConfig(validation=8, model=MODEL, loop=loop(steps=1, validate_every=1))
     before = pretrain(records, settings, tmp_path, progress=False)
-    path = tmp_path / "config.json"
-    told = json.loads(path.read_text())
-    del told["recipe"]["torsions"]
-    path.write_text(json.dumps(told))
+    forget(tmp_path, "torsions")
     assert pretrain(records, settings, tmp_path, progress=False) == before
     with pytest.raises(InputError, match=r"config\.json: torsions\)"):
         other = settings.model_copy(update={"torsions": 20.0})
