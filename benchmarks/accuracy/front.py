@@ -65,7 +65,9 @@ ROUNDS = 10
 #: calls that are not counted, of every turn
 WARM = 5
 #: of rows from before the machine was noted
-UNTOLD = " with two threads (of an unknown machine)"
+UNTOLD = " (two threads, of an unknown machine)"
+#: the size whose time the others' are told in
+BASE = "4x64, 4 Å"
 RUNS = ROOT / "runs" / "front"
 RECIPES = ROOT / "mlpot" / "zoo" / "recipes"
 LONG = [RECIPES / f"pretrained-visnet-small-{n}.toml" for n in ("1-denoise", "2-energies")]
@@ -249,6 +251,7 @@ def evaluations(atoms: Atoms, calls: int) -> Iterator[float]:
 
 def tables(result: dict[str, Any]) -> str:
     """Errors after equal training time, and what a step of MD costs."""
+    calls = relative_times(result)
     rows = [
         [
             name,
@@ -257,7 +260,7 @@ def tables(result: dict[str, Any]) -> str:
             f"{row['minutes']:.1f}",
             *(f"{row['meV'][k]:.1f}" for k in ("force_mae", "force_rmse")),
             *(f"{row['meV'][k]:.2f}" for k in ("energy_mae", "energy_rmse")),
-            *(f"{row['ms'][k]:.1f}" if "ms" in row else "-" for k in TIMED),
+            *calls[name],
         ]
         for name, row in result.items()
     ]
@@ -266,24 +269,37 @@ def tables(result: dict[str, Any]) -> str:
     short = (
         f"Models after {min(minutes):.0f} to {max(minutes):.0f} minutes of training on one core "
         "each, from nothing (meV/Å and meV/atom, molecules held out for validation), and "
-        f"milliseconds for energy and forces{timed_on(result)}. Steps are those that fitted the "
-        "minutes beside what else ran, which was not the same for all, so close errors are no "
-        "order:\n\n"
+        f"the time of a call of energy and forces, {BASE} being 1{timed_on(result)}. "
+        "Steps are those that fitted the minutes beside what else ran, which was not the same for "
+        "all, so close errors are no order:\n\n"
         f"{table([*header, *TIMED], rows)}"
     )
     return "\n\n".join([short, *trained_for_long(result)])
 
 
+def relative_times(result: dict[str, Any]) -> dict[str, list[str]]:
+    """For each size, its times as multiples of those of `BASE`: milliseconds would be of one day.
+
+    All are timed in turns, so a machine that is slow for a while is slow for all of them.
+    """
+    base = result.get(BASE, {}).get("ms")
+    return {
+        name: [f"{row['ms'][k] / base[k]:.2f}" if base and "ms" in row else "-" for k in TIMED]
+        for name, row in result.items()
+    }
+
+
 def timed_on(result: dict[str, Any]) -> str:
     """' with 2 threads (AMD EPYC)': all rows are timed together."""
     where = [row["timed"] for row in result.values() if "timed" in row]
-    return f" with {where[0]['threads']} threads ({where[0]['machine']})" if where else UNTOLD
+    return f" ({where[0]['threads']} threads, {where[0]['machine']})" if where else UNTOLD
 
 
 def trained_for_long(result: dict[str, Any]) -> list[str]:
     """What came of those that were trained for long, on the validation molecules of today."""
+    calls = relative_times(result)
     rows = [
-        (name, SHORT, row["long"]["steps"], row["long"]["meV"], row["ms"])
+        (name, SHORT, row["long"]["steps"], row["long"]["meV"], calls[name])
         for name, row in result.items()
         if "long" in row
     ]
@@ -296,13 +312,13 @@ def trained_for_long(result: dict[str, Any]) -> list[str]:
             if errors and size:
                 steps = sum(s["steps"] for s in labelled)
                 own = SHORT if name.endswith(SHORT) else "its own"
-                rows.append((f"{size} ({name})", own, steps, errors, result[size]["ms"]))
+                rows.append((f"{size} ({name})", own, steps, errors, calls[size]))
     if not rows:
         return []
     lines = [
         [name, recipes, f"{steps:,}", *(f"{e[k]:.1f}" for k in ("force_mae", "force_rmse")),
-         f"{e['energy_mae']:.2f}", *(f"{ms[k]:.1f}" for k in TIMED)]
-        for name, recipes, steps, e, ms in sorted(rows, key=lambda row: -row[3]["force_mae"])
+         f"{e['energy_mae']:.2f}", *times]
+        for name, recipes, steps, e, times in sorted(rows, key=lambda row: -row[3]["force_mae"])
     ]  # fmt: skip
     header = ["model", "recipes", "steps with labels", "F MAE", "F RMSE", "E MAE", *TIMED]
     lead = (

@@ -549,7 +549,12 @@ def test_all_sizes_are_timed_on_one_machine(
     result = experiment.stored("front")
     assert all(set(result[name]["ms"]) == set(front.TIMED) for name in "ab")
     assert result["a"]["steps"] == 1 and result["a"]["ms"]["peptide"] > 0
-    assert front.timed_on(result) == f" with 1 threads ({experiment.machine()})"
+    assert front.timed_on(result) == f" (1 threads, {experiment.machine()})"
+    assert set(front.relative_times(result)["a"]) == {"-"}  # nothing to compare it with
+    monkeypatch.setattr(front, "BASE", "a")
+    assert front.relative_times(result)["a"] == ["1.00", "1.00"]
+    ratio = result["b"]["ms"]["peptide"] / result["a"]["ms"]["peptide"]
+    assert front.relative_times(result)["b"][1] == f"{ratio:.2f}"
     first = front.untrained("a").read_bytes()
     assert front.untrained("a").read_bytes() == first  # or it would be compiled anew each time
 

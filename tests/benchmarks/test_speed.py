@@ -490,7 +490,9 @@ def test_a_run_is_stored_whole_with_machine_and_absent_peers(
     monkeypatch.setattr(ours, "candidates", lambda: eager)
     monkeypatch.setattr(peers, "candidates", lambda: [Candidate("peer", "direct", absent)])
     monkeypatch.setattr(throughput, "TRAIN_FRAMES", 2)
-    monkeypatch.setattr(throughput, "TRAINERS", {"eager": "no"})  # compiling takes a minute
+    # compiling takes minutes
+    monkeypatch.setattr("mlpot.deploy.engines.ENGINES", ("eager", "torchscript"))
+    monkeypatch.setattr(throughput, "TRAINERS", {"eager": "no"})
     done = CliRunner().invoke(command.app, ["run", "--mode", "dev", "--threads", "1"])
     assert done.exit_code == 0, done.output
     result = json.loads((tmp_path / "dev.json").read_text())
