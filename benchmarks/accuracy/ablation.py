@@ -21,6 +21,7 @@ import numpy as np
 import typer
 from ablation_starts import (
     BY_ENERGY,
+    PUBLISHED_LOOP,
     SHARE,
     Noise,
     denoise_by_energy,
@@ -70,8 +71,6 @@ LONGER_BY = {LONGER: 1.0, BRIEFLY_LONGER: SHARE}
 #: P and I are left out: a thousand frames at random may hold none of them
 ELEMENTS = frozenset({1, 6, 7, 8, 9, 16, 17, 35})
 SAME_TIME, SAME_STEPS = "geom2vec, same time", "geom2vec, same steps"
-#: of the published model: six layers without smooth norms want a smaller rate than ours
-PUBLISHED_LOOP = {"optimizer": "adamw", "learning_rate": 1e-3}
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -377,8 +376,9 @@ def options(result: dict[str, Any]) -> list[str]:
     for noise in result["denoised"]:
         same = [row for row in rows if row["start"] == Noise.parse(noise).start]
         frames = tuple(sorted({row["frames"] for row in same}))
-        seeds = sum(row["frames"] == min(frames) for row in same) if frames else 0
-        alike.setdefault((frames, seeds), []).append(noise)
+        if frames:  # or it was only denoised so far
+            seeds = sum(row["frames"] == min(frames) for row in same)
+            alike.setdefault((frames, seeds), []).append(noise)
     commands = []
     for (frames, seeds), noises in sorted(alike.items(), key=lambda item: -len(item[0][0])):
         which = [f"--noise {shlex.quote(noise)}" for noise in noises]

@@ -29,6 +29,8 @@ TORSIONS, BY_ENERGY, BRIEFLY = "+ torsions", "by energy", "briefly"
 ANGLE = 30.0
 #: of the minutes of denoising
 SHARE = 0.25
+#: of the published model: six layers without smooth norms want a smaller rate than ours
+PUBLISHED_LOOP: dict[str, Any] = {"optimizer": "adamw", "learning_rate": 1e-3}
 
 
 class Noise(NamedTuple):

@@ -7,6 +7,7 @@ import numpy as np
 from ablation_starts import (  # this folder is where the script runs
     BRIEFLY,
     BY_ENERGY,
+    PUBLISHED_LOOP,
     TORSIONS,
     Noise,
 )
@@ -19,6 +20,13 @@ from experiment import (
 
 #: names of starts; the others are "denoised NOISE Å HOW" and those of geom2vec
 NOTHING, LONGER, BRIEFLY_LONGER = "nothing", "nothing, longer", "nothing, briefly longer"
+
+BESIDE_THE_HEAD = (
+    "- By energy: noise is predicted as the gradient of an energy, whose head the supervised "
+    "training goes on with. A step takes twice the time, so there are half as many; a geometry has "
+    "one noise and not another one each time; and the loss is that of forces. So it is not the "
+    "head alone that differs."
+)
 
 Groups = dict[tuple[str, int], list[dict[str, Any]]]
 
@@ -56,16 +64,23 @@ def verdict(groups: Groups) -> str:
             if mine and longer
         ]
     told += best_noises(groups, starts, sizes)
+    if any(start.endswith(BY_ENERGY) for start in starts):
+        told.append(BESIDE_THE_HEAD)
     if told:
         told.append(
-            "- A backbone is denoised once and can be started from any number of times; then only "
-            "the first comparison counts. That was not measured here." + untried(starts)
+            "- A backbone is denoised once and can be started from any number of times, and then "
+            "its own time counts for less. Several trainings from one were not measured."
+            + untried(starts)
         )
     return "\n".join(told)
 
 
 def untried(starts: Sequence[str]) -> str:
-    ways = {TORSIONS: "rotations about bonds", BY_ENERGY: "an energy that denoises"}
+    ways = {
+        TORSIONS: "rotations about bonds",
+        BY_ENERGY: "an energy that denoises",
+        BRIEFLY: "a quarter of the denoising steps",
+    }
     left = [told for way, told in ways.items() if not any(s.endswith(way) for s in starts)]
     return f" Not tried: {', '.join(left)}." if left else ""
 
@@ -98,11 +113,12 @@ def denoisings(result: dict[str, Any]) -> list[str]:
     told = [
         f"{Noise.parse(noise).start.removeprefix('denoised ')}: {d['steps']:,} steps on "
         f"{d['geometries']:,} geometries in "
-        f"{d['minutes']:.1f} min, remaining loss {d['validation_loss']:.3f}"
+        f"{d['minutes']:.1f} min, mean squared error in units of the noise "
+        f"{d['validation_loss']:.3f}"
         for noise, d in result["denoised"].items()
     ]
     elsewhere = (
-        " Minutes are of several machines and beside other jobs, and losses of other frames for"
+        " Minutes are of several machines and beside other jobs, and errors of other frames for"
         " validation."
     )
     rest = elsewhere if result.get("went_on") else ""
@@ -157,7 +173,10 @@ def tables(result: dict[str, Any]) -> str:
             f" threads ({settings['optimizer']}), molecules without P and I. Gain: forces MAE from"
             " nothing divided by this one, same seed. ± is half the range over seeds, which set"
             " initial weights and choose the frames. Minutes are steps times the seconds of a"
-            " step, timed once.",
+            " step, timed once; those of denoising are"
+            f" {settings['denoise_minutes']:g} by that count, whatever they took. Learning rates:"
+            f" {PUBLISHED_LOOP['learning_rate']:g} for geom2vec ({PUBLISHED_LOOP['optimizer']}),"
+            f" {settings['learning_rate']:g} for the others.",
             "",
             table([*header.split(" | "), "structures seen", "minutes"], rows),
             "",

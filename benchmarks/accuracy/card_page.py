@@ -9,11 +9,10 @@ import ablation
 import dimers
 import dynamics
 import front
-import numpy as np
 import rmd17
 import side_by_side
 import typer
-from ase.data import chemical_symbols, covalent_radii
+from ase.data import chemical_symbols
 from card_tables import error_of_labels, tables
 from experiment import (  # this folder is where the script runs
     ROOT,
@@ -21,6 +20,7 @@ from experiment import (  # this folder is where the script runs
     TRAINED_ON,
     last_commit,
     of_model,
+    read_results,
     stored,
 )
 from history import LABELLED, SHIPPED_CYCLES, gains, gains_today, learning_curve
@@ -41,7 +41,9 @@ SECTIONS = (
 )
 #: what else it takes to remake a section: options and commands after `run`
 RUNS = {ablation.NAME: ablation.options, front.NAME: front.commands}
+GUARD = ROOT / "benchmarks" / "guard" / "results" / "calibration-standard.json"
 RARE = 2000  # atoms in training
+RARE_BONDS = 10  # molecules in training
 
 
 def sections(info: ModelInfo, stages: dict[str, Any]) -> tuple[str, list[str]]:
@@ -104,7 +106,6 @@ def card(name: str, info: ModelInfo, result: dict[str, Any], training: dict[str,
     stages = training.get("stages", {})
     text, commands = sections(info, stages)
     smallest, median, largest = result["atoms_in_a_frame"]
-    rare = [f"{s} ({n:,} atoms)" for s, n in result["atoms_of_element"].items() if n < RARE]
     template = (Path(__file__).parent / "card_template.md").read_text(encoding="utf-8")
     seeds = {k: s["seed"] for k, s in stages.items()}
     seeds = seeds or {LABELLED: info.provenance["recipe"]["loop"]["seed"]}
@@ -124,6 +125,9 @@ def card(name: str, info: ModelInfo, result: dict[str, Any], training: dict[str,
         teacher=error_of_labels(),
         frames=training.get("frames", result["training_frames"]),
         remark=f". {training['remark']}" if training.get("remark") else "",
+        noted=f" --remark '{training['remark']}'" if training.get("remark") else "",
+        cycles=measure_cycles(name),
+        guard=guard(info.sha256),
         seeds=", ".join(f"{k} {v}" for k, v in seeds.items()),
         time=time_taken(training),
         at_the_end=at_the_end(result["validation"]),
@@ -136,11 +140,34 @@ def card(name: str, info: ModelInfo, result: dict[str, Any], training: dict[str,
         option="" if name == SHIPPED else f" --name {name}",
         tables=tables(result),
         sections=text,
-        unbonded=unbonded(info) if info.floors else "not noted",
-        rare=", ".join(rare) or "none of its elements",
+        unbonded=unbonded(info, result["relations"]["bonds"]),
+        rare=rare(result),
         data=" ".join(f"../shared/data/{f}" for f in TRAINED_ON),
         **commands_of(stages, name),
         commands="".join(f"{c}\n" for c in commands).format(**commands_of(stages, name)),
+    )
+
+
+def measure_cycles(name: str) -> str:
+    """The command behind `gains_today`, if it was given."""
+    found = stored(f"{name}-cycles")
+    commits = list(found.get("commits", {}))
+    option = f" --another runs/{name}/another" if "another" in found else ""
+    option += "" if name == SHIPPED else f" --name {name}"
+    script = "python benchmarks/accuracy/model_card.py"
+    return f"{script} cycles {','.join(commits)}{option}\n" if commits else ""
+
+
+def guard(sha256: str) -> str:
+    """How well the grade tells large errors, if that was measured of these weights."""
+    result = read_results(GUARD)
+    if not result or result["settings"]["model"]["sha256"] != sha256:
+        return "in the model file; how well it tells was not measured"
+    area, large = result["druglike"]["auc"]["grade of mlpot"], result["settings"]["large"]
+    return (
+        f"in the model file; on held-out molecules it tells force errors above {large:g} times the "
+        f"usual with a ROC-AUC of {area['frame']:.3f} of frames, {area['atom']:.3f} of atoms "
+        "(`benchmarks/guard`)"
     )
 
 
@@ -162,12 +189,20 @@ def install_denoised(name: str) -> str:
     )
 
 
-def unbonded(info: ModelInfo) -> str:
-    """Pairs of elements that have been no nearer in training than `APART` bonds are long."""
+def unbonded(info: ModelInfo, bonds: dict[str, int]) -> str:
+    """Pairs of elements that no molecule of training has a bond of."""
     pairs = combinations_with_replacement(sorted(info.elements), 2)
-    names = {pair_name(a, b): covalent_radii[a] + covalent_radii[b] for a, b in pairs}
-    known = info.floors
-    return ", ".join(n for n, bond in names.items() if known.get(n, np.inf) > dimers.APART * bond)
+    return ", ".join(name for a, b in pairs if (name := pair_name(a, b)) not in bonds)
+
+
+def rare(result: dict[str, Any]) -> str:
+    """Elements of few atoms, and bonds of few molecules."""
+    elements = [f"{s} ({n:,} atoms)" for s, n in result["atoms_of_element"].items() if n < RARE]
+    counts = result["relations"]["bonds"]
+    few = [f"{name} ({n})" for name, n in counts.items() if n < RARE_BONDS]
+    told = [", ".join(elements)] if elements else []
+    told += [f"bonds of {', '.join(few)}, in brackets the molecules that have one"] if few else []
+    return "; ".join(told) or "none of its elements and bonds"
 
 
 def recipes(stages: dict[str, Any]) -> list[str]:

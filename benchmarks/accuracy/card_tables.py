@@ -27,8 +27,10 @@ def error_row(name: str, e: dict[str, float]) -> list[str]:
 
 
 def tables(result: dict[str, Any]) -> str:
+    related = result["relations"]
     held = {
         **result["held_out"],
+        **{f"{n}, not in dimers of training": e for n, e in related["errors_of_new"].items()},
         "all but dimers": result["held_out_but_dimers"],
         "all held out": result["held_out_all"],
     }
@@ -45,15 +47,16 @@ def tables(result: dict[str, Any]) -> str:
     header += ["AIMNet2's own F MAE", "F RMSE"] if source else []
     return "\n".join(
         [
-            "Against its own kind of labels (AIMNet2), molecules never seen in training; energies",
-            "in meV/atom, forces in meV/Å:",
+            "Against its own kind of labels (AIMNet2), molecules held out of training; energies in",
+            "meV/atom, forces in meV/Å:",
             "",
             table(
                 ["held out", "molecules", "frames", "E MAE", "E RMSE", "F MAE", "F RMSE"],
                 [error_row(name, e) for name, e in held.items()],
             ),
             "",
-            new_pairs(result["dimers"]),
+            new_pairs(related["dimers"]),
+            *partners(related["partners"], result["held_out"]),
             "",
             "Against real quantum chemistry, whose labels were never trained on (forces, meV/Å).",
             "Functionals differ among themselves, PBE and the labels' wB97M by about 460 meV/Å on",
@@ -73,6 +76,17 @@ def new_pairs(counts: dict[str, int]) -> str:
         f"both partners of {counts['both']} and one of {counts['one']} are in training, alone or "
         "with others."
     )
+
+
+def partners(known: dict[str, int], held: dict[str, Any]) -> list[str]:
+    """Of which sets training knows molecules after all, as partners in its dimers."""
+    told = [f"{n} of the {held[name]['molecules']} of {name!r}" for name, n in known.items() if n]
+    if not told:
+        return ["No other held-out molecule is in training in any way."]
+    return [
+        f"Of the others, {' and '.join(told)} are partners in dimers of training; those of the "
+        "other sets are in training in no way."
+    ]
 
 
 def known_molecules(frames: dict[str, dict[str, int]]) -> str:

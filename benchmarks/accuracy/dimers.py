@@ -8,6 +8,7 @@ of bonds are not judged. What a simulation needs is: repulsion that grows withou
 atoms are closer than in any bond, forces that are the gradient, nothing left at the cutoff.
 """
 
+from collections.abc import Container
 from itertools import combinations_with_replacement
 from typing import Any
 
@@ -53,8 +54,6 @@ CUT_OFF = 0.1
 LEFT = (1e-4, 5e-3)
 CONSISTENT = 1e-3  # eV/Å, largest |F + dE/dr|
 SIGNIFICANT = 1e-4  # eV/Å, smaller forces have no sign
-#: pairs whose floor is longer than so many sums of covalent radii were never bonded in training
-APART = 1.25
 WELL = 0.5  # eV, deeper ones are told
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -141,11 +140,6 @@ def measure(model: DeployedModel, pair: tuple[int, int]) -> dict[str, Any]:
     }
 
 
-def unbonded(row: dict[str, Any]) -> bool:
-    """Has no training frame had a bond between these elements?"""
-    return row["floor"] is None or row["floor"] > APART * row["radii"]
-
-
 def failures(row: dict[str, Any]) -> list[str]:
     """What is wrong with a pair; nothing if it is sound."""
     found = {
@@ -185,6 +179,7 @@ def render(model: str = SHIPPED) -> None:
 def tables(result: dict[str, Any]) -> str:
     """Markdown summary, from the results alone."""
     rows = list(result["pairs"].values())
+    bonds = stored(result["settings"]["model"]).get("relations", {}).get("bonds")
     weakest = min(rows, key=lambda row: row["weakest_wall_force"])
     bad: dict[str, list[str]] = {}
     for row in rows:
@@ -210,7 +205,7 @@ def tables(result: dict[str, Any]) -> str:
         ],
         ["sign flips of the force there, all pairs", str(sum(r["wall_flips"] for r in rows))],
         [
-            "sign flips over the whole curve, mean and largest",
+            "sign flips over the whole curve, mean and largest (a bond has one)",
             f"{np.mean(flips):.1f}, {max(flips)}",
         ],
         ["largest abs(F + dE/dr)", f"{max(r['deviation'] for r in rows):.1e} eV/Å"],
@@ -234,15 +229,14 @@ def tables(result: dict[str, Any]) -> str:
             table(["check", "result"], checks),
             "",
             *(["Pairs with a failure:", "", *told] if told else ["No pair fails a check."]),
-            *wells(rows),
-            *too_short(rows),
+            *(wells(rows, bonds) + too_short(rows, bonds) if bonds else []),
         ]
     )
 
 
-def wells(rows: list[dict[str, Any]]) -> list[str]:
+def wells(rows: list[dict[str, Any]], bonds: Container[str]) -> list[str]:
     """Where pairs that were never bonded attract each other all the same, deepest first."""
-    deep = sorted((r for r in rows if unbonded(r)), key=lambda row: row["minimum"][1])
+    deep = sorted((r for r in rows if r["pair"] not in bonds), key=lambda row: row["minimum"][1])
     deep = [row for row in deep if row["minimum"][1] < -WELL]
     if not deep:
         return []
@@ -250,20 +244,20 @@ def wells(rows: list[dict[str, Any]]) -> list[str]:
     return [
         "",
         f"Lone pairs of elements without a bond in training that bind by more than {WELL:g} eV: "
-        f"{', '.join(told)}. Training has no such pair alone, so nothing was learned of it.",
+        f"{', '.join(told)}. Nothing was learned of such bonds.",
     ]
 
 
-def too_short(rows: list[dict[str, Any]]) -> list[str]:
+def too_short(rows: list[dict[str, Any]], bonds: Container[str]) -> list[str]:
     """Where a lone pair is lowest at a shorter length than any in training."""
-    short = [r for r in rows if not unbonded(r) and r["minimum"][0] < r["floor"] - 2 * STEP]
+    short = [r for r in rows if r["pair"] in bonds and r["minimum"][0] < r["floor"] - 2 * STEP]
     if not short:
         return []
     told = [f"{r['pair']} {r['minimum'][0]:.2f} Å ({r['floor']:.2f})" for r in short]
     return [
         "",
         "Lone pairs that are lowest at a shorter length than any in training (which is in "
-        f"brackets): {', '.join(told)}. They are radicals, which training has not.",
+        f"brackets): {', '.join(told)}. Most of these pairs are radicals, which training has not.",
     ]
 
 

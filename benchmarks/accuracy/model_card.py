@@ -51,7 +51,7 @@ from history import (
     plot_learning_curve,
     read_stage,
 )
-from relations import frames_of, shared_partners
+from relations import bonds, frames_of, molecules, never_met, shared_partners
 
 from mlpot.data.calculators import AIMNet2
 from mlpot.data.formats import read, read_all
@@ -78,7 +78,7 @@ def spread(records: list[Record], count: int) -> list[Record]:
 
 
 def errors_of(model: Potential, records: list[Record]) -> dict[str, float]:
-    counts = {"molecules": len({r.group for r in records}), "frames": len(records)}
+    counts = {"molecules": molecules(records), "frames": len(records)}
     return {**counts, **millis(evaluate(model, records)._asdict())}
 
 
@@ -115,13 +115,10 @@ def run(model: str = SHIPPED, mode: str = "fast", threads: int = 2) -> None:
     started = time.perf_counter()
     count = FRAMES[mode]
     potential, info = load_potential(resolve(model))
-    records = read_all([DATA / f for f in TRAINED_ON])
-    split = split_held_out(records, HELD_OUT)
-    test = [records[i] for i in split.test]
-    parts = {part: getattr(split, part) for part in ("train", "validation", "test")}
-    subsets = {n: [r for r in test if subset_of(r) == n] for n in sorted(map(subset_of, test))}
+    parts = parts_of_data()
+    train, held, test = parts.values()
+    subsets = by_subset(test)
     zero_shot = zero_shot_sets(info.elements, min(count, ZERO_SHOT_FRAMES))
-    train, held = ([records[i] for i in part] for part in (split.train, split.validation))
     no_dimers = [r for r in test if "." not in r.group]
     result: dict[str, Any] = {
         "model": info.name,
@@ -129,11 +126,11 @@ def run(model: str = SHIPPED, mode: str = "fast", threads: int = 2) -> None:
         "mode": mode,
         "parameters": sum(p.numel() for p in potential.parameters()),
         **described(train),
-        "molecules": {k: len({records[i].group for i in v}) for k, v in parts.items()},
+        "molecules": {k: molecules(v) for k, v in parts.items()},
         "held_out": {n: errors_of(potential, spread(r, count)) for n, r in subsets.items()},
         "held_out_but_dimers": errors_of(potential, spread(no_dimers, count)),
         "held_out_all": errors_of(potential, spread(test, count)),
-        "dimers": shared_partners(train, [r for r in test if "." in r.group]),
+        "relations": related(potential, train, subsets, count),
         "validation": errors_of(potential, spread(held, count)),
         "zero_shot_forces": {n: errors_of(potential, r) for n, r in zero_shot.items()},
         "zero_shot_in_training": {n: frames_of(SMILES[n], train) for n in zero_shot},
@@ -144,13 +141,71 @@ def run(model: str = SHIPPED, mode: str = "fast", threads: int = 2) -> None:
     typer.echo(f"wrote results/{info.name}.json")
 
 
-@app.command()
-def cycles(commits: str, name: str = SHIPPED, threads: int = 2) -> None:
-    """Validation errors of the weights that these commits (COMMIT,COMMIT,...) brought, on the
-    molecules that are held out today: learning curves may be of others."""
-    torch.set_num_threads(threads)
+def parts_of_data() -> dict[str, list[Record]]:
+    """Frames of "train", "validation" and "test"."""
     records = read_all([DATA / f for f in TRAINED_ON])
-    held = [records[i] for i in split_held_out(records, HELD_OUT).validation]
+    split = split_held_out(records, HELD_OUT)
+    names = ("train", "validation", "test")
+    return {name: [records[i] for i in getattr(split, name)] for name in names}
+
+
+def by_subset(test: list[Record]) -> dict[str, list[Record]]:
+    return {n: [r for r in test if subset_of(r) == n] for n in sorted(set(map(subset_of, test)))}
+
+
+def related(
+    model: Potential, train: list[Record], subsets: dict[str, list[Record]], count: int
+) -> dict[str, Any]:
+    """What the molecules of the test part have to do with training, and bonds in training.
+
+    Errors are of those sets a part of whose molecules training has as partners in dimers.
+    """
+    singles = {n: [r for r in of if "." not in r.group] for n, of in subsets.items()}
+    new = {n: never_met(train, of) for n, of in singles.items()}
+    dimers = [r for of in subsets.values() for r in of if "." in r.group]
+    return {
+        "partners": {n: molecules(of) - molecules(new[n]) for n, of in singles.items() if of},
+        "errors_of_new": {
+            n: errors_of(model, spread(new[n], count))
+            for n, of in singles.items()
+            if 0 < len(new[n]) < len(of)
+        },
+        "dimers": shared_partners(train, dimers),
+        "bonds": bonds(train),
+        "commit": commit(),
+        "machine": machine(),
+    }
+
+
+@app.command()
+def relations(model: str = SHIPPED, threads: int = 2) -> None:
+    """Measure anew only what held-out molecules have to do with training; `run` does it as well."""
+    torch.set_num_threads(threads)
+    potential, info = load_potential(resolve(model))
+    result = stored(info.name)
+    if result.get("sha256") != info.sha256:
+        sys.exit(f"results/{info.name}.json is of other weights: `run`")
+    parts = parts_of_data()
+    found = related(potential, parts["train"], by_subset(parts["test"]), FRAMES[result["mode"]])
+    counts = {k: molecules(v) for k, v in parts.items()}
+    for name, count in (
+        ("held_out_all", counts["test"]),
+        ("held_out_but_dimers", molecules(r for r in parts["test"] if "." not in r.group)),
+    ):
+        result[name]["molecules"] = count
+    store(info.name, {**result, "molecules": counts, "relations": found})
+    typer.echo(f"wrote results/{info.name}.json")
+
+
+@app.command()
+def cycles(
+    commits: str, another: Path | None = None, name: str = SHIPPED, threads: int = 2
+) -> None:
+    """Validation errors of the weights that these commits (COMMIT,COMMIT,...) brought, on the
+    molecules that are held out today: learning curves may be of others. `--another` is the folder
+    of a cycle more, which was tried and not shipped."""
+    torch.set_num_threads(threads)
+    held = parts_of_data()["validation"]
     found = {}
     for which in commits.split(","):
         with tempfile.TemporaryDirectory() as folder:
@@ -158,8 +213,14 @@ def cycles(commits: str, name: str = SHIPPED, threads: int = 2) -> None:
             path.write_bytes(content_at(which, ROOT / "mlpot" / "zoo" / f"{name}.safetensors"))
             potential, info = load_potential(path)
         found[which] = {"sha256": info.sha256, **errors_of(potential, held)}
-    store(f"{name}-cycles", {"commits": found, "commit": commit(), "machine": machine()})
-    typer.echo(json.dumps(found, indent=1))
+    result = {"commits": found, "commit": commit(), "machine": machine()}
+    if another:
+        potential, info = load_potential(another / "model.safetensors")
+        stage = read_stage(another)
+        told = {k: stage[k] for k in ("steps", "hours", "learning_rate", "seed", "threads")}
+        result["another"] = {**told, "sha256": info.sha256, **errors_of(potential, held)}
+    store(f"{name}-cycles", result)
+    typer.echo(json.dumps(result, indent=1))
 
 
 @app.command()

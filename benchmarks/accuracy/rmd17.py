@@ -50,6 +50,8 @@ LEVEL = "PBE/def2-SVP"
 NOTHING, DENOISED, PRETRAINED = "nothing", "denoised backbone", "pretrained"
 #: number of frames -> seeds; the fewer frames, the more it matters which
 FRAMES = {50: 3, 200: 1}
+#: the same with AdamW: results of `run` that were put aside under this name
+OTHER = "rmd17-adamw"
 START, END = "<!-- few frames: generated -->", "<!-- end -->"
 GOAL = 3.0  # error from nothing over error from the pretrained model
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -260,10 +262,32 @@ def tables(result: dict[str, Any]) -> str:
             table(header.split(" | "), rows),
             "",
             *[verdict(found, frames) for frames in sorted({n for n, _ in found})],
+            *choices(result),
             "",
             made_at(result),
         ]
     )
+
+
+def choices(result: dict[str, Any]) -> list[str]:
+    """Which rates there were to choose from, and what another optimizer gave."""
+    rates = sorted({r["learning_rate"] for r in result["runs"].values()})
+    told = [
+        f"- Learning rates to choose from: {', '.join(f'{r:g}' for r in rates)}; lower and higher "
+        "ones were not tried. Seeds draw other frames."
+    ]
+    mine, other = result["settings"], stored(OTHER)
+    theirs = other.get("settings", {})
+    if theirs.get("sha256") == mine["sha256"] and theirs["optimizer"] != mine["optimizer"]:
+        found = best(other)
+        sizes = sorted({frames for frames, _ in found})
+        gains = [(n, q) for n in sizes if (q := ratios(found, n, PRETRAINED))]
+        told.append(
+            f"- Also tried, {theirs['optimizer']}, {theirs['batch_atoms'] // 21} frames a step: "
+            + ", ".join(f"{np.mean(q):.2f} times at {n} frames" for n, q in gains)
+            + f" (`results/{OTHER}.md`); errors from every start are larger."
+        )
+    return told
 
 
 def block(result: dict[str, Any]) -> str:

@@ -190,11 +190,14 @@ def test_the_verdict_counts_the_time_of_denoising() -> None:
     assert "2.00 times" in many and many.endswith("denoising does not pay for its own time.")
     groups |= rows("denoised 0.2 Å", 900, 50.0)
     assert "Not tried: rotations about bonds, an energy" in tables.verdict(groups)
-    assert "Not tried" not in tables.untried(
-        ["denoised 0.1 Å + torsions", "denoised 0.1 Å by energy"]
-    )
+    ways = [f"denoised 0.1 Å {how}" for how in ("+ torsions", "by energy", "briefly")]
+    assert tables.untried(ways[:2]) == " Not tried: a quarter of the denoising steps."
+    assert tables.untried(ways) == ""
+    assert tables.BESIDE_THE_HEAD not in tables.verdict(groups)
+    by_energy = rows("denoised 0.1 Å by energy", 900, 55.0)
+    assert tables.BESIDE_THE_HEAD in tables.verdict(groups | by_energy)
     groups |= rows("denoised 0.1 Å briefly", 900, 70.0) | rows(tables.BRIEFLY_LONGER, 900, 80.0)
-    briefly = [x for x in tables.verdict(groups).splitlines() if "briefly" in x]
+    briefly = [x for x in tables.verdict(groups).splitlines() if "Å briefly" in x]
     assert len(briefly) == 1 and briefly[0].endswith("denoising pays for its own time.")
     names = [f"denoised {how}" for how in ("0.1 Å", "0.2 Å", "0.1 Å briefly")]
     best = tables.best_noises(groups, names, [100, 900])
@@ -494,9 +497,12 @@ def test_lone_pairs_that_are_too_short_are_told() -> None:
         return {"pair": pair, "radii": 1.0, "floor": floor, "minimum": [minimum, -3.0]}
 
     rows = [row("H-N", 0.78, 0.83), row("H-C", 0.82, 0.83), row("H-H", 0.7, 1.5)]
-    (_, told) = dimers.too_short(rows)
+    bonds = {"H-N", "H-C"}
+    (_, told) = dimers.too_short(rows, bonds)
     assert "H-N 0.78 Å (0.83)" in told and "H-C" not in told and "H-H" not in told
-    assert dimers.too_short(rows[1:]) == []
+    assert dimers.too_short(rows[1:], bonds) == []
+    (_, told) = dimers.wells(rows, bonds)
+    assert "H-H -3.0 eV at 0.70 Å" in told and "H-N" not in told
 
 
 # --- front -----------------------------------------------------------------------------------
@@ -530,7 +536,7 @@ def test_the_front_sets_long_trainings_beside_each_other(
     experiment.store("pretrained-visnet-cycles", {"commits": since})
     (text,) = front.trained_for_long(result)
     lines = text.splitlines()[-3:]
-    assert lines[0].startswith("| 3x64, 4 Å | small | 36,000 | 40.0 | 40.0 | 40.00 | 5.0 |")
+    assert lines[0].startswith("| 3x64, 4 Å | small | 36,000 | 40.0 | 40.0 | 40.00 | 0.83 |")
     assert lines[1].startswith("| 4x64, 4 Å (pretrained-visnet) | its own | 48,000 | 36.0 |")
     assert lines[2].startswith("| 4x64, 4 Å (pretrained-visnet) | its own | 192,000 | 35.0 |")
 

@@ -60,7 +60,13 @@ def repository(
         **model_card.described(records),
         "molecules": {"train": 1, "validation": 2, "test": 3},
         **{"held_out": {"moses": errors}, "held_out_all": errors, "held_out_but_dimers": errors},
-        **{"validation": errors, "dimers": {"dimers": 9, "both": 7, "one": 2}},
+        "validation": errors,
+        "relations": {
+            "partners": {"moses": 1},
+            "errors_of_new": {"moses": {**errors, "frames": 77}},
+            "dimers": {"dimers": 9, "both": 7, "one": 2},
+            "bonds": {"H-C": 40, "C-O": 12, "H-O": 2},
+        },
         "zero_shot_forces": dict.fromkeys(model_card.ZERO_SHOT, errors),
         "zero_shot_in_training": {
             name: {"alone": 5 * (i == 0), "in dimers": 3 * (i < 2)}
@@ -115,6 +121,9 @@ def test_gains_on_todays_molecules_are_of_weights_one_after_the_other() -> None:
     assert "946 frames" in told and "cycle 1 40.0 (c0), cycle 3 36.0 (c1)" in told
     assert told.endswith("10.0 % from cycle 1 to 3, 2.5 % from cycle 3 to 4.")
     assert history.gains_today(cycles(40.0), after) == history.gains_today({}, after) == ""
+    another = {"steps": 48000, "hours": 2.5, "force_mae": 34.398}
+    told = history.gains_today(cycles(40.0, 36.0, 35.1) | {"another": another}, after)
+    assert told.endswith("One more, which is not shipped (48,000 steps, 2.5 h): 34.4, 2.0 % less.")
 
 
 def test_what_dimers_share_with_training() -> None:
@@ -130,6 +139,19 @@ def test_what_dimers_share_with_training() -> None:
     assert relations.shared_partners(train, dimers) == {"dimers": 3, "both": 1, "one": 1}
     assert relations.frames_of("C(O)C", train) == {"alone": 2, "in dimers": 1}
     assert relations.frames_of("CCC", train) == {"alone": 0, "in dimers": 0}
+    assert relations.molecules(train) == 4 and relations.molecules(dimers) == 3
+    new = relations.never_met(train, frames("C(O)C", "N", "Cl", "Br.Cl", "Br.CO"))
+    assert [r.group for r in new] == ["Cl", "Br.Cl"]
+
+
+def test_bonds_of_training_are_counted_by_molecule() -> None:
+    """Of its SMILES: two atoms side by side are not bonded, however close."""
+    from types import SimpleNamespace
+
+    relations = SCRIPTS["relations"]
+    train = [SimpleNamespace(group=g) for g in ("CCO", "OCC", "Cl.CO", "water", "CSS", "II")]
+    told = {"C-C": 1, "C-O": 2, "C-S": 1, "H-C": 3, "H-Cl": 1, "H-O": 2, "H-S": 1}
+    assert relations.bonds(train) == {**told, "I-I": 1, "S-S": 1}
 
 
 def test_an_unfinished_run_has_no_curve(tmp_path: Path) -> None:
@@ -198,6 +220,12 @@ def test_card_and_readme_hold_what_was_measured(repository: Path, trained: Path)
         "## Two atoms, close and far",
         f"python benchmarks/accuracy/dimers.py run --model runs/{NAME}/energies\n",
         "of 9, both partners of 7 and one of 2 are in training",
+        "1 of the 1 of 'moses' are partners in dimers of training",
+        "| moses, not in dimers of training | 1 | 77 |",
+        "Not for bonds that no molecule of training has: H-H, C-C, O-O.",
+        "bonds of H-O (2), in brackets the molecules that have one",
+        "how well it tells was not measured",
+        "--remark 'A remark'\n",
         "are ethanol (5 frames alone, 3 in dimers) and N-methylacetamide (0 frames alone",
         "; the other is not.",
         "Not measured of this model: dynamics of unseen molecules, fine-tuning on few frames.",
@@ -281,6 +309,7 @@ def test_the_teacher_is_measured_like_the_model(
 def test_command_lines_of_the_card_exist() -> None:
     template = (ROOT / "benchmarks" / "accuracy" / "card_template.md").read_text()
     template = template.replace("{option}", " --name x").replace("{denoised}", "")
+    template = template.replace("{cycles}", "")
     known = {c.name or c.callback.__name__ for c in model_card.app.registered_commands}
     lines = [x for x in template.splitlines() if "model_card.py" in x and x.startswith("python")]
     lines += [x.split("{commands}")[1] for x in template.splitlines() if x.startswith("{commands}")]
