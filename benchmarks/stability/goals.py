@@ -6,7 +6,7 @@ Summary = dict[str, Any]
 
 
 class Goal(NamedTuple):
-    """A share of runs that must stay whole. ``value`` is None where it was not measured."""
+    """A share of runs, of at least so many. ``value`` is None where it was not measured."""
 
     text: str
     value: float | None
@@ -33,10 +33,28 @@ def goals(summary: Summary) -> list[Goal]:
         enough = group is not None and group["runs"] >= runs
         value = group["fraction"][0] if group and enough else None
         found.append(Goal(text, value, limit, group["runs"] if group else 0))
+    found += [_quiet(summary), _early(summary)]
     refusals = [r["refused"] for r in summary["refusals"]]
     known = [r for r in refusals if r is not None]
     value = sum(known) / len(known) if known else None
     return [*found, Goal("unseen elements refused before the first step", value, 1.0, len(known))]
+
+
+def _quiet(summary: Summary) -> Goal:
+    """Of the guard, where nothing is wrong."""
+    found = [_group(summary, "ladder", 300.0, 20.0), _group(summary, "long", 300.0, 200.0)]
+    told = [g["guard"] for g in found if g and g.get("guard")]
+    whole, flagged = (sum(t[k] for t in told) for k in ("whole", "flagged_whole"))
+    value = 1 - flagged / whole if whole >= 60 else None
+    return Goal("300 K runs that stay whole without a flag of the guard", value, 0.99, whole)
+
+
+def _early(summary: Summary) -> Goal:
+    """Of the guard, where something breaks: at whatever temperature."""
+    told = [g["guard"] for g in summary["groups"] if g["ensemble"] == "nvt" and g.get("guard")]
+    broke, before = (sum(t[k] for t in told) for k in ("broke", "flagged_before"))
+    value = before / broke if broke >= 20 else None
+    return Goal("runs that break flagged by the guard before they do", value, 0.95, broke)
 
 
 def _group(summary: Summary, scenario: str, kelvin: float, ps: float) -> Summary | None:

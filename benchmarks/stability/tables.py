@@ -28,6 +28,7 @@ def markdown(summaries: Sequence[Summary]) -> str:
         _intro(summaries[0]),
         _groups(summaries),
         _ramps(summaries),
+        _guards(summaries),
         _drifts(summaries),
         _structure(summaries),
         _accuracy(summaries),
@@ -116,6 +117,27 @@ def _ramps(summaries: Sequence[Summary]) -> list[str]:
         for r in summary["ramp"]
     ]
     return [*lines, MEDIAN] if lines else []
+
+
+def _guards(summaries: Sequence[Summary]) -> list[str]:
+    rows = []
+    for name, ps, model, g in _by_group(summaries):
+        if not (told := g.get("guard")):
+            continue
+        lead = "–" if told["lead_ps"] is None else f"{1000 * told['lead_ps']:.0f}"
+        rows.append(
+            f"| {name} | {ps:g} | {model} | {told['flagged_whole']} of {told['whole']} | "
+            f"{told['flagged_before']} of {told['broke']} | {lead} | {told['for_length']} |"
+        )
+    head = [
+        "The guard looked on and ended nothing. Flagged before: while every bond was whole; the "
+        "lead is from the flag to the first frame that was broken.",
+        "",
+        "| simulation | ps | model | flagged of the whole | flagged before of the broken | median "
+        "lead, fs | for a length |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    return [*head, *rows] if rows else []
 
 
 def _drifts(summaries: Sequence[Summary]) -> list[str]:

@@ -23,6 +23,7 @@ from mlpot.analysis.records import Folder, Json, write_trajectory
 from mlpot.analysis.scenarios import EQUILIBRATION, FRICTION, Planned, Scenario
 from mlpot.analysis.starts import apart, distort, relax
 from mlpot.analysis.subjects import CalculatorModel, Subject
+from mlpot.analysis.watched import watched
 from mlpot.errors import UnsupportedSystemError
 from mlpot.md.replicas import Replicas
 
@@ -89,6 +90,7 @@ class _Going:
         self.batch, self.scenario = batch, batch.scenario
         self.folder = Folder(batch.folder)
         self.model = batch.subject.open()
+        self.watched = watched(batch.subject)
         self.frames: list[list[NDArray[np.float32]]] = [[] for _ in batch.runs]
         self.series: dict[str, list[list[float]]] = {s: [[] for _ in batch.runs] for s in _SERIES}
         molecules = [run.molecule for run in batch.runs]
@@ -100,6 +102,8 @@ class _Going:
         self.saved = time.monotonic()
         self.state = self.folder.partial(batch.key)
         self.replicas = self._resume() if self.state.is_file() else self._start()
+        if self.watched is not None:
+            self.watched.attach(self.replicas)
 
     def go(self) -> list[Json]:
         s, count = self.scenario, len(self.batch.runs)
@@ -232,7 +236,8 @@ class _Going:
                 content[f"{name} {r}"] = np.array(values[r])
         content |= {"done": self.done, "spent": self.spent + time.process_time()}
         content["runs"] = np.array([run.key for run in self.batch.runs])
-        content["told"] = np.array(json.dumps([list(self.endings.items()), self.displaced]))
+        flags = list(self.watched.first.items()) if self.watched is not None else []
+        content["told"] = np.array(json.dumps([list(self.endings.items()), self.displaced, flags]))
         temporary = self.state.with_name(f".{self.state.name}")
         with temporary.open("wb") as file:
             np.savez(file, **content)
@@ -251,8 +256,10 @@ class _Going:
             for name, values in self.series.items():
                 values[r] = state[f"{name} {r}"].tolist()
         if "told" in state:
-            endings, self.displaced = json.loads(state["told"].item())
+            endings, self.displaced, *flags = json.loads(state["told"].item())
             self.endings = {r: (ending, reason) for r, (ending, reason) in endings}
+            if self.watched is not None and flags:  # states of before have none
+                self.watched.first = dict(flags[0])
         self.done = int(state["done"])
         self.spent += float(state["spent"])
         return replicas
@@ -286,6 +293,8 @@ class _Going:
             **{name: [_short(v) for v in self.series[name][r]] for name in _SERIES},
             "last": np.round(self.replicas.positions[r], 4).tolist() if r in lost else None,
             "trajectory": self.folder.trajectory(run.id).name,
+            "guarded": self.watched is not None,
+            "flag": self.watched.first.get(r) if self.watched is not None else None,
             "engine": self.model.engine,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "cpu_seconds": round(share * (self.spent + time.process_time()), 3),

@@ -22,6 +22,8 @@ run        one simulation. ``id``, ``key`` (hash of all that decides it, but the
            which falls between frames; None if not lost), series of one value a frame:
            ``temperatures`` (K, of the motion), ``thermostat`` (K), ``potential`` and ``kinetic``
            (eV; None in the first frame of a run that was lost at once); ``trajectory`` (file),
+           ``guarded`` (whether the model's guard looked on; it ended nothing) and ``flag`` (its
+           first: ``ps``, ``atom``, ``grade``, ``reason``, ``positions``; None if it raised none),
            ``engine``, ``dtype``, ``cpu_seconds`` (its share of the batch's CPU time).
 accuracy   errors on one set of labelled frames: see `mlpot.analysis.accuracy`; with pairs of
            reference and prediction to draw a parity plot from.

@@ -9,6 +9,7 @@ import numpy as np
 
 from mlpot.analysis import criteria
 from mlpot.analysis.elsewhere import Elsewhere
+from mlpot.analysis.flags import guarded
 from mlpot.analysis.intervals import (
     Interval,
     bootstrap_mean,
@@ -23,6 +24,9 @@ from mlpot.analysis.lengths import Lengths
 from mlpot.analysis.records import Folder, Json, Suite, failures_of, write_json
 from mlpot.analysis.structure import agreement, distributions
 from mlpot.analysis.verdicts import ROOM, SETTLING, Judged, judge_runs
+
+#: ps, after which a distribution no longer knows that the run began in a minimum
+WARM = 1.0
 
 #: what makes runs one row of a table
 _GROUP = (
@@ -122,6 +126,7 @@ def _line(one: Judged) -> Json:
     keep = ("id", "key", "molecule", "set", "seed", *_GROUP, "trajectory", "reason", "cpu_seconds")
     told = {name: one.record[name] for name in keep}
     told |= {"displaced": one.record.get("displaced"), "provisional": not one.final}
+    told |= {"guarded": one.record.get("guarded", False), "flag": one.flag}
     return {**told, **one.verdict._asdict()}
 
 
@@ -145,7 +150,8 @@ def _group(runs: Sequence[Json]) -> Json:
     """Of runs of one kind, besides what they share (`_GROUP`) and the numbers of `_row`:
     ``survival`` (Kaplan-Meier, ps), ``causes`` (of breaks: how many), ``worst`` (Å, furthest
     departure of a bond), ``displaced`` (Å, mean over runs of what a start was really off by),
-    ``cpu_seconds``, and a `_row` for each of ``molecules``."""
+    ``cpu_seconds``, ``guard`` (`mlpot.analysis.flags`), and a `_row` for each of
+    ``molecules``."""
     by_molecule: dict[str, list[Json]] = defaultdict(list)
     for one in runs:
         by_molecule[one["molecule"]].append(one)
@@ -158,6 +164,7 @@ def _group(runs: Sequence[Json]) -> Json:
         "worst": _worst(runs),
         "displaced": float(np.mean(off)) if off else None,
         "cpu_seconds": sum(one["cpu_seconds"] for one in runs),
+        "guard": guarded(runs),
         "molecules": {name: _row([members]) for name, members in by_molecule.items()},
     }
 
@@ -280,9 +287,9 @@ def _structure(folder: Folder, suite: Suite, judged: Sequence[Judged]) -> list[J
         half = len(frames) // 2
         parts = (distributions(numbers, bonds, p) for p in (frames[:half], frames[half:]))
         errors = [
-            agreement(distributions(numbers, bonds, o.positions[o.sound]), truth)
+            agreement(distributions(numbers, bonds, frames_of_it), truth)
             for o in runs
-            if len(o.positions[o.sound]) > 1
+            if len(frames_of_it := o.positions[_settled(o)]) > 1
         ]
         found.append(
             {
@@ -297,6 +304,12 @@ def _structure(folder: Folder, suite: Suite, judged: Sequence[Judged]) -> list[J
             }
         )
     return found
+
+
+def _settled(one: Judged) -> slice:
+    """Its sound frames; of a run that is long enough, without those that still know the start."""
+    skipped = int(np.searchsorted(one.times, WARM)) if one.times[-1] > 2 * WARM else 0
+    return slice(skipped, one.sound.stop)
 
 
 def _mean_of(rows: Sequence[dict[str, Any]]) -> Json | None:

@@ -26,6 +26,7 @@ class Judged:
     positions: NDArray[np.float32]  # [F, N, 3] Å
     verdict: Verdict
     final: bool  # False: by the geometry as it was given, see `Lengths`
+    flag: Json | None = None  # of the record, with ``departure`` in place of positions
 
     @property
     def failed(self) -> bool:
@@ -65,7 +66,8 @@ def judge_runs(
         numbers = np.array(molecule["numbers"])
         for record, positions in zip(mine, frames, strict=True):
             verdict = _verdict(record, numbers, positions, lengths)
-            found.append(Judged(record, positions, verdict, lengths.final))
+            flag = _flag(record.get("flag"), lengths)
+            found.append(Judged(record, positions, verdict, lengths.final, flag))
     return found, compared
 
 
@@ -92,6 +94,15 @@ def _verdict(
         ending=record.get("ending") or INTEGRATOR,  # older records do not say
         last=None if last is None else np.array(last, dtype=np.float64),
     )
+
+
+def _flag(flag: Json | None, lengths: Lengths) -> Json | None:
+    """``departure``: of the bond that was furthest off when the flag was raised, Å."""
+    if flag is None:
+        return None
+    now = bond_lengths(np.array(flag["positions"])[None], lengths.bonds)[0]
+    off = float(np.abs(now - lengths.mean).max()) if len(now) else 0.0
+    return {k: v for k, v in flag.items() if k != "positions"} | {"departure": round(off, 4)}
 
 
 def _frames(folder: Folder, record: Json) -> NDArray[np.float32]:

@@ -1,0 +1,135 @@
+"""The guard beside a suite: it sees what breaks, and changes nothing."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mlpot.analysis.batch as batch_module
+from benchmarks.stability.goals import goals
+from benchmarks.stability.tables import markdown
+from mlpot.analysis.flags import guarded
+from mlpot.analysis.records import Folder, read_trajectory
+from mlpot.analysis.scenarios import Scenario
+from mlpot.analysis.stability import Content, run
+from mlpot.analysis.subjects import Subject, subject
+from mlpot.analysis.summary import analyze
+from mlpot.data.record import Record
+from mlpot.deploy.load import load
+from mlpot.train.guard import add_guard
+from tests.analysis.conftest import HARMONIC, small
+
+
+@pytest.fixture(scope="module")
+def known(soft: Subject, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    """`soft`, with statistics of whole methanol; on its surface methanol falls apart."""
+    path = tmp_path_factory.mktemp("models") / "known.safetensors"
+    assert soft.model is not None
+    shutil.copy(soft.model, path)
+    methanol, rng, records = small("CH3OH"), np.random.default_rng(0), []
+    teacher = load(path, engine="eager")
+    for _ in range(60):
+        moved = methanol.positions + 0.05 * rng.standard_normal(methanol.positions.shape)
+        forces = teacher(methanol.numbers, moved).forces + 0.01 * rng.standard_normal(moved.shape)
+        records.append(Record(methanol.numbers, moved, forces=forces, group="one"))
+    add_guard(path, records)
+    return subject(str(path), engine="eager")
+
+
+@pytest.fixture
+def hot() -> Content:
+    """Two runs of 0.3 ps, in which bonds of `soft` open."""
+    scenario = Scenario("ladder", ("standard",), (300.0,), 0.3, 2, interval=2.0)
+    return Content([scenario], [small("CH3OH")])
+
+
+def runs_of(folder: Folder) -> dict[str, dict[str, Any]]:
+    return {r["key"]: r for r in folder.records() if r["kind"] == "run"}
+
+
+def test_the_guard_tells_what_breaks_and_moves_nothing(
+    soft: Subject, known: Subject, hot: Content, tmp_path: Path
+) -> None:
+    plain, watched = run(soft, hot, tmp_path / "plain"), run(known, hot, tmp_path / "watched")
+    without, found = runs_of(plain), runs_of(watched)
+    assert set(without) == set(found)  # the same keys: nobody has to simulate again
+    for key, record in found.items():
+        assert record["guarded"] and not without[key]["guarded"] and without[key]["flag"] is None
+        flag = record["flag"]
+        assert 0 <= flag["ps"] <= 0.3 and flag["grade"] > 1 and 0 <= flag["atom"] < 6
+        mine, other = (f.trajectory(record["id"]) for f in (watched, plain))
+        np.testing.assert_array_equal(read_trajectory(mine), read_trajectory(other))
+    summary = analyze(watched.path)
+    (group,) = summary["groups"]
+    told = group["guard"]
+    assert told["runs"] == told["broke"] == 2 and told["whole"] == 0
+    assert told["flagged_before"] == 2 and told["lead_ps"] > 0
+    assert all("positions" not in r["flag"] for r in summary["runs"])
+    assert all(0.0 < r["flag"]["departure"] < 0.5 for r in summary["runs"])
+    assert analyze(plain.path)["groups"][0]["guard"] is None
+    summary["goals"] = [goal._asdict() | {"met": goal.met} for goal in goals(summary)]
+    assert "| known | 0 of 0 | 2 of 2 |" in markdown([summary])
+
+
+def test_flags_survive_an_interruption(
+    known: Subject, hot: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = runs_of(run(known, hot, tmp_path / "whole"))
+    monkeypatch.setattr(batch_module, "CHECKPOINT", 0.0)
+    save, saved = batch_module._Going._save, []
+
+    def cut(self: Any) -> None:
+        save(self)
+        saved.append(self.done)
+        if len(saved) == 30:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(batch_module._Going, "_save", cut)
+    with pytest.raises(KeyboardInterrupt):
+        run(known, hot, tmp_path / "parts")
+    parts = runs_of(run(known, hot, tmp_path / "parts"))
+    assert {k: r["flag"] for k, r in parts.items()} == {k: r["flag"] for k, r in whole.items()}
+    assert all(r["flag"]["ps"] < 0.06 for r in parts.values())  # from before the cut
+
+
+def test_a_calculator_has_no_guard(hot: Content, tmp_path: Path) -> None:
+    found = runs_of(run(subject(HARMONIC), hot, tmp_path / "suite"))
+    assert not any(r["guarded"] for r in found.values())
+
+
+def test_only_flags_while_all_bonds_are_whole_are_early() -> None:
+    def line(broke: bool, ps: float | None, departure: float = 0.1, why: str = "") -> Any:
+        flag = {"ps": ps, "atom": 0, "grade": 4.0, "reason": why, "departure": departure}
+        told = None if ps is None else flag
+        return {"guarded": True, "broke": broke, "flag": told, "stable_ps": 5.0}
+
+    runs = [line(True, 4.0), line(True, 4.98, 0.4, "C 0 - H 1")]  # before it broke
+    runs += [line(True, 4.99, 0.6), line(True, 5.01, 0.4), line(True, None)]  # too late, or not
+    runs += [line(False, None), line(False, 2.0), {"broke": True}]
+    told = guarded(runs)
+    assert told is not None and json.loads(json.dumps(told)) == told
+    assert (told["runs"], told["broke"], told["flagged_before"]) == (7, 5, 2)
+    assert (told["whole"], told["flagged_whole"], told["for_length"]) == (2, 1, 1)
+    assert told["lead_ps"] == pytest.approx(0.51)
+    assert guarded([{"broke": True}]) is None
+
+
+def test_goals_of_the_guard_need_enough_runs() -> None:
+    def summary(count: int, flagged: int, broke: int, before: int) -> dict[str, Any]:
+        calm = {"whole": count, "flagged_whole": flagged, "broke": 0, "flagged_before": 0}
+        torn = {"whole": 0, "flagged_whole": 0, "broke": broke, "flagged_before": before}
+        kind = {"scenario": "ladder", "picoseconds": 20.0, "ensemble": "nvt", "runs": 60}
+        kind |= {"fraction": [1.0, 1.0, 1.0]}
+        groups = [{**kind, "temperature": 300.0, "guard": calm}]
+        groups += [{**kind, "temperature": 1200.0, "guard": torn}]
+        return {"groups": groups, "refusals": []}
+
+    def met(*of: int) -> list[bool | None]:
+        return [goal.met for goal in goals(summary(*of)) if "guard" in goal.text]
+
+    assert met(60, 0, 40, 38) == [True, True]
+    assert met(60, 1, 40, 37) == [False, False]
+    assert met(59, 0, 19, 19) == [None, None]
