@@ -17,17 +17,22 @@ import numpy as np
 from benchmarks.accuracy.experiment import begun_at, write_results
 from benchmarks.headline.molecules import ROOT, Problem, chosen, tested
 from benchmarks.headline.settings import Case, Mode, Starts, cases, recipe, shared_recipe
+from mlpot.analysis.batch import TORN
 from mlpot.analysis.criteria import FAILURES, INTEGRATOR, Verdict, judge
 from mlpot.analysis.records import Folder, failures_of, read_trajectory
 from mlpot.analysis.stability import Content
 from mlpot.analysis.stability import run as simulate
 from mlpot.analysis.subjects import subject
+from mlpot.data.record import Record
 from mlpot.data.splits import fingerprint
 from mlpot.models.checkpoint import load_potential
 from mlpot.train.finetune import evaluate, finetune
 from mlpot.train.losses import Errors
 
 Json = dict[str, Any]
+
+#: Å longer than at the start: broken by any rule, and nobody asks for what follows
+BROKEN = 1.5
 
 RESULTS = Path(__file__).parent / "results"
 STATE = ROOT / "runs" / "headline"
@@ -39,13 +44,20 @@ def settings_of(mode: Mode, starts: Starts, problems: Sequence[Problem]) -> Json
     told["recipe"] = shared_recipe(mode, starts)
     told["scenario"] = asdict(mode.scenario)
     told["draws"] = {str(frames): count for frames, count in mode.draws.items()}
-    told["molecules"] = {p.name: fingerprint([*p.learn, *_all(p.tests)]) for p in problems}
+    told["molecules"] = {p.name: fingerprint(_frames(p)) for p in problems}
     told["models"] = {start: info.sha256 for start, info in starts.infos.items()}
     return json.loads(json.dumps(told))  # as it will be read back
 
 
-def _all(tests: dict[float, list]) -> list:
-    return [record for frames in tests.values() for record in frames]
+def _frames(problem: Problem) -> list[Record]:
+    tested = [*problem.tests.values(), *problem.beside.values()]
+    return [*problem.learn, *(record for frames in tested for record in frames)]
+
+
+def torn(problem: Problem) -> float:
+    """Å longer than at the start, where nobody asks any more what a bond does. A proton that
+    changes sides is longer than `BROKEN` off the atom it has left."""
+    return TORN if problem.mobile else BROKEN
 
 
 class Experiment:
@@ -140,15 +152,18 @@ class Experiment:
             f"{t:g}": millis(evaluate(model, frames))
             for t, frames in tested(problem.tests, self.mode.tested).items()
         }
+        beside = {what: millis(evaluate(model, f)) for what, f in problem.beside.items()}
         content = Content([self.mode.scenario], [problem.molecule])
         out = self.state / case.folder / "simulations"
         begin = time.perf_counter()
-        folder = simulate(subject(str(path)), content, out, retry=True, report=self.report)
+        how: Json = {"retry": True, "torn": torn(problem), "report": self.report}
+        folder = simulate(subject(str(path)), content, out, **how)
         rows, failed = verdicts(folder, problem)
         driven = {
             **case._asdict(),
             "learning_rate": rate,
             "test_meV": errors,
+            "beside_meV": beside,
             "runs": rows,
             "minutes": round((time.perf_counter() - begin) / 60, 3),
             "core_hours": round(sum(row.pop("cpu_seconds") for row in rows) / 3600, 5),

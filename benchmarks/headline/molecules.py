@@ -5,7 +5,7 @@ made by `make.py` and committed.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,12 @@ ACAC_LEVEL = "PBE-D3/def2-SVP"
 ACAC_LEARN = "acac/train_300K.xyz.gz"
 ACAC_TESTS = {300.0: "acac/test_MD_300K.xyz.gz", 600.0: "acac/test_MD_600K.xyz.gz"}
 
+#: the same molecule elsewhere: what -> frames
+ACAC_BESIDE = {
+    "H transfer": "acac/test_H_transfer.xyz.gz",
+    "dihedral scan": "acac/test_dihedral.xyz.gz",
+}
+
 #: what the molecule is -> the column of tables; none of them was seen in training of the zoo's
 #: models: two are held out (`mlpot/zoo/recipes/held_out.json`), two are not in its data at all
 MOLECULES = {
@@ -48,6 +54,7 @@ class Problem:
         level: level of theory of all labels.
         learn: frames at 300 K to choose the few from.
         tests: K -> labelled frames.
+        beside: what -> labelled frames of no temperature.
         bonds: [B, 2] atoms (i < j), of the bonds that are judged.
         lengths: [B] Å, their means over ``learn``: the same for every model.
         mobile: names of bonds that are not judged, because they open in the labelled frames
@@ -61,6 +68,7 @@ class Problem:
     bonds: NDArray[np.int64]
     lengths: NDArray[np.float64]
     mobile: list[str]
+    beside: Mapping[str, list[Record]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -100,7 +108,7 @@ def available(
     found, absent = [], {}
     for name in names:
         files = (
-            [shared / f for f in (ACAC_LEARN, *ACAC_TESTS.values())]
+            [shared / f for f in (ACAC_LEARN, *ACAC_TESTS.values(), *ACAC_BESIDE.values())]
             if name == ACAC
             else [made_file(name, made)]
         )
@@ -124,7 +132,8 @@ def part(kind: str, temperature: float) -> str:
 def _acetylacetone(shared: Path) -> Problem:
     learn = read(shared / ACAC_LEARN, level=ACAC_LEVEL)
     tests = {t: read(shared / file, level=ACAC_LEVEL) for t, file in ACAC_TESTS.items()}
-    return problem(ACAC, learn, tests, "CC(=O)C=C(C)O")
+    beside = {what: read(shared / f, level=ACAC_LEVEL) for what, f in ACAC_BESIDE.items()}
+    return replace(problem(ACAC, learn, tests, "CC(=O)C=C(C)O"), beside=beside)
 
 
 def _own(name: str, made: Path) -> Problem:

@@ -67,8 +67,8 @@ def median_time(groups: Groups, end: float) -> Estimate | None:
     """Median over all runs of all molecules, ps; runs last ``end`` ps at most."""
     if not groups:
         return None
-    value = float(np.median(_pool(groups)))
-    found = [np.median(_pool(drawn)) for (drawn,) in _resampled([groups])]
+    value = _median(groups)
+    found = [_median(drawn) for (drawn,) in _resampled([groups])]
     low, high = _tails(np.minimum(found, end))
     return Estimate(min(value, end), low, high, ">=" if np.isinf(value) else "")
 
@@ -78,15 +78,20 @@ def gain(mine: Groups, base: Groups, end: float) -> Estimate | None:
     mine, base = _common(mine, base)
     if not mine:
         return None
-    top, bottom = (float(np.median(_pool(g))) for g in (mine, base))
+    top, bottom = _median(mine), _median(base)
     bound = {(True, False): ">=", (False, True): "<=", (True, True): "?"}
-    ratios = [_ratio(np.median(_pool(m)), np.median(_pool(b)), end)
-              for m, b in _resampled([mine, base])]  # fmt: skip
+    ratios = [_ratio(_median(m), _median(b), end) for m, b in _resampled([mine, base])]
     return Estimate(
         _ratio(top, bottom, end),
         *_tails(ratios),
         bound.get((bool(np.isinf(top)), bool(np.isinf(bottom))), ""),
     )
+
+
+def _median(groups: Groups) -> float:
+    """Of two in the middle of which one is longer than the runs, the other: no time is between."""
+    value = np.median(_pool(groups))
+    return float(np.quantile(_pool(groups), 0.5, method="lower") if np.isinf(value) else value)
 
 
 def _ratio(top: float, bottom: float, end: float) -> float:
@@ -135,6 +140,16 @@ def errors(
     found: Groups = {}
     for model in _models(result, frames, start, molecules):
         value = model["test_meV"].get(f"{kelvin:g}", {}).get(name)
+        if value is not None:
+            found.setdefault(model["molecule"], []).append(np.array([value]))
+    return found
+
+
+def beside(result: Json, frames: int, start: str, what: str, name: str) -> Groups:
+    """The same on frames of no temperature, of molecules that have such."""
+    found: Groups = {}
+    for model in _models(result, frames, start, ()):
+        value = model.get("beside_meV", {}).get(what, {}).get(name)
         if value is not None:
             found.setdefault(model["molecule"], []).append(np.array([value]))
     return found

@@ -15,6 +15,7 @@ from benchmarks.headline.statistics import (
     GOAL_PS,
     Estimate,
     Goal,
+    beside,
     errors,
     gain,
     goal,
@@ -41,6 +42,7 @@ def write_block(path: Path, text: str) -> bool:
 def block(result: Json) -> str:
     """For the README: verdict, stable times, errors."""
     parts = [_intro(result), verdicts(result), _times(result), _errors(result, "force_mae")]
+    parts.append(_beside(result, "force_mae"))
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 
@@ -51,6 +53,7 @@ def page(result: Json, mode: str) -> str:
         [block(result)],
         ["## Other errors"],
         *(_errors(result, name) for name in ("force_rmse", "energy_mae", "energy_rmse")),
+        *(_beside(result, name) for name in ("force_rmse", "energy_mae", "energy_rmse")),
         ["## Molecules"],
         _described(result),
         *(_by_molecule(result, frames, kelvin) for frames, kelvin in _cells(result)),
@@ -174,6 +177,20 @@ def _errors(result: Json, name: str, molecules: Sequence[str] = ()) -> list[str]
     lines = [f"| {label} | from | {head} |", "|---|---|" + "---|" * len(kelvins)]
     for frames, start in _rows(result):
         found = [mean_error(errors(result, frames, start, t, name, molecules)) for t in kelvins]
+        lines.append(f"| {frames} frames | {start} | {' | '.join(told(e) for e in found)} |")
+    return lines
+
+
+def _beside(result: Json, name: str) -> list[str]:
+    """Errors on frames of no temperature, where any molecule has them."""
+    whats = list({w: 0 for m in result["models"].values() for w in m.get("beside_meV", {})})
+    if not whats:
+        return []
+    of = {m["molecule"] for m in result["models"].values() if m.get("beside_meV")}
+    label = f"{', '.join(sorted(of))}: {_NAMES[name]}"
+    lines = [f"| {label} | from | {' | '.join(whats)} |", "|---|---|" + "---|" * len(whats)]
+    for frames, start in _rows(result):
+        found = [mean_error(beside(result, frames, start, what, name)) for what in whats]
         lines.append(f"| {frames} frames | {start} | {' | '.join(told(e) for e in found)} |")
     return lines
 

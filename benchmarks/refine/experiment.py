@@ -17,7 +17,7 @@ import ase.io
 from ase import Atoms
 
 from benchmarks.accuracy.experiment import begun_at, write_results
-from benchmarks.headline.experiment import millis, verdicts
+from benchmarks.headline.experiment import millis, torn, verdicts
 from benchmarks.headline.molecules import ROOT, Problem, available, chosen, tested
 from mlpot.active.records import ROUNDS, RoundFiles, read_json
 from mlpot.active.refine import refine
@@ -241,7 +241,8 @@ class Experiment:
         errors = {f"{t:g}": millis(evaluate(model, f)) for t, f in self._tests().items()}
         content = Content([self.mode.scenario], [self.problem.molecule])
         out = path.parent / "simulations"
-        folder = simulate(subject(str(path)), content, out, retry=True, report=lambda text: None)
+        how: Json = {"retry": True, "torn": torn(self.problem), "report": lambda text: None}
+        folder = simulate(subject(str(path)), content, out, **how)
         runs, failed = verdicts(folder, self.problem)
         row = {"name": name, "draw": draw, "frames": frames, "sha256": info.sha256}
         row |= {"test_meV": errors, "runs": runs}

@@ -31,7 +31,7 @@ from mlpot.md.replicas import Replicas
 CHECKPOINT = 60.0
 
 #: Å longer than at the start: whatever rule a run is judged by, such a bond has broken it. What is
-#: in pieces is not integrated any further
+#: in pieces is not integrated any further. So much, as hydrogens may change sides in a good model
 TORN = 5.0
 
 _SERIES = ("temperatures", "thermostat", "potential", "kinetic")
@@ -39,11 +39,16 @@ _SERIES = ("temperatures", "thermostat", "potential", "kinetic")
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Runs of one scenario that are integrated together, and where their files go."""
+    """Runs of one scenario that are integrated together, and where their files go.
+
+    Attributes:
+        torn: Å; see `TORN`.
+    """
 
     subject: Subject
     runs: tuple[Planned, ...]
     folder: str
+    torn: float = TORN
 
     @property
     def key(self) -> str:
@@ -135,7 +140,7 @@ class _Going:
     def _remove_pieces(self) -> None:
         alive = [int(r) for r in self.replicas.alive.nonzero()[0]]
         if pieces := [r for r in alive if self._in_pieces(r)]:
-            why = f"in pieces: a bond {TORN:g} Å longer than at the start"
+            why = f"in pieces: a bond {self.batch.torn:g} Å longer than at the start"
             self.endings |= {r: (PIECES, why) for r in pieces}
             self.replicas.remove(pieces)
 
@@ -144,7 +149,7 @@ class _Going:
         molecule, now = self.batch.runs[r].molecule, self.frames[r][-1]
         bonds = self.bonds[r]
         grown = bond_lengths(now[None], bonds) - bond_lengths(molecule.positions[None], bonds)
-        return bool((grown > TORN).any())
+        return bool((grown > self.batch.torn).any())
 
     def _note_lost(self) -> None:
         """Say of runs that were lost just now what it was."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mlpot import __version__
 from mlpot.analysis.accuracy import Accuracy, run_accuracy
-from mlpot.analysis.batch import Batch, batches, run_batch, runs_of_state
+from mlpot.analysis.batch import TORN, Batch, batches, run_batch, runs_of_state
 from mlpot.analysis.criteria import FAILURES
 from mlpot.analysis.molecules import Molecule
 from mlpot.analysis.records import (
@@ -88,6 +88,7 @@ def run(
     workers: int = 0,
     scheduler: str | None = None,
     retry: bool = False,
+    torn: float = TORN,
     elsewhere: Collection[str] = (),
     only: Collection[str] = (),
     report: Callable[[str], None] = lambda text: None,
@@ -107,6 +108,8 @@ def run(
         scheduler: address of a dask scheduler to use instead.
         retry: do again what has failed (a calculator that could not do a start geometry, or that
             raised on the way), from its start.
+        torn: a run is not simulated on once a bond is so many Å longer than at the start; less
+            saves time where nobody asks for what happens to the pieces.
         elsewhere: keys of runs that another machine has done, which are left out here (see
             `mlpot.analysis.elsewhere`).
         only: names of scenarios to simulate now; the rest of the suite stays to be done.
@@ -118,9 +121,7 @@ def run(
         InputError: nothing to run; the folder is another model's; no such scheduler or scenario.
         MLPotError: the model cannot be loaded.
     """
-    if unknown := set(only) - {s.name for s in content.scenarios}:
-        known = ", ".join(sorted({s.name for s in content.scenarios}))
-        raise InputError(f"no scenario is named {', '.join(sorted(unknown))}; there are {known}")
+    _check_names(only, content)
     folder = Folder(Path(out).absolute())
     records = folder.records()
     _clear(folder, {r["key"] for r in records})  # what a kill left behind; a retry begins anew
@@ -130,7 +131,7 @@ def run(
     if only:
         runs, others = [run for run in runs if run.scenario.name in only], []
     failed = {} if retry else failures_of(folder.records_file)
-    jobs = list(_jobs(subject, runs, others, folder, done))
+    jobs = list(_jobs(subject, runs, others, folder, done, torn))
     todo = {job.key: job for job in jobs if job is not None and job.key not in failed}
     left = [run for job in todo.values() if isinstance(job, Batch) for run in job.runs]
     _compile(subject, left, report)
@@ -169,7 +170,7 @@ def _begin(
     others: list[Refusal | Accuracy] = [*_refusals(subject)]
     others += _accuracies(subject, content.accuracy or {}, skipped)
     used = {run.molecule.name: run.molecule for run in runs}
-    jobs = _jobs(subject, runs, others, folder, done)
+    jobs = _jobs(subject, runs, others, folder, done, TORN)
     folder.begin(
         Suite(
             model=subject.name,
@@ -280,12 +281,20 @@ def _accuracies(
     return found
 
 
+def _check_names(only: Collection[str], content: Content) -> None:
+    known = {scenario.name for scenario in content.scenarios}
+    if unknown := set(only) - known:
+        names = ", ".join(sorted(known))
+        raise InputError(f"no scenario is named {', '.join(sorted(unknown))}; there are {names}")
+
+
 def _jobs(
     subject: Subject,
     runs: Sequence[Planned],
     others: Sequence[Refusal | Accuracy],
     folder: Folder,
     done: set[str],
+    torn: float,
 ) -> Iterator[Batch | Accuracy | Refusal | None]:
     """All jobs; None for one that is done.
 
@@ -298,7 +307,7 @@ def _jobs(
 
     for batch in sorted(batches(runs, subject, folder.path), key=order):
         left = tuple(run for run in batch.runs if run.key not in done)
-        yield Batch(subject, left, batch.folder) if left else None
+        yield Batch(subject, left, batch.folder, torn) if left else None
     for job in others:
         yield None if job.key in done else job
 

@@ -529,6 +529,10 @@ def test_what_is_in_pieces_is_not_simulated_any_further(tmp_path: Path) -> None:
     assert record["reason"].startswith("in pieces") and record["steps"] < 2000
     assert one["cause"].startswith("bond") and one["stable_ps"] < 0.5e-3 * record["steps"]
     assert len(record["temperatures"]) == 1 + record["steps"] // 4
+    sooner = run(how, content, tmp_path / "sooner", torn=1.0)
+    (record_,), (one_,) = runs_of(sooner).values(), analyze(sooner.path)["runs"]
+    assert record_["steps"] < record["steps"] and record_["key"] == record["key"]
+    assert (one_["cause"], one_["stable_ps"]) == (one["cause"], one["stable_ps"])
     frames = read_trajectory(folder.trajectory(record["id"]))
     start = content.molecules[0]
     bonds = find_bonds(start.numbers, start.positions)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -262,7 +263,7 @@ def test_medians_count_whole_runs_as_longer_than_their_end() -> None:
     groups = {"a": [np.array([1.0, 2.0, np.inf])], "b": [np.array([np.inf, np.inf, 3.0])]}
     assert statistics.median_time({"a": groups["a"]}, END)[::3] == (2.0, "")
     both = statistics.median_time(groups, END)
-    assert both is not None and both.value == END and both.bound == ">="
+    assert both is not None and both.value == 3.0 and both.bound == ""
     assert statistics.whole(groups) == (3, 6)
     assert statistics.median_time({}, END) is None
 
@@ -279,6 +280,16 @@ def test_intervals_are_those_of_more_than_seeds() -> None:
         assert found is not None
         widths.append(found.high - found.low)
     assert widths[0] < 0.05 and widths[1] > 1.5 and widths[2] > 3.5
+
+
+def test_a_median_between_a_time_and_no_end_is_the_time() -> None:
+    half = {"a": [np.array([0.5, 3.0, np.inf, np.inf])]}
+    most = {"a": [np.array([0.5, np.inf, np.inf, np.inf])]}
+    found, longer = (statistics.median_time(groups, END) for groups in (half, most))
+    assert found is not None and (found.value, found.bound) == (3.0, "")
+    assert longer is not None and (longer.value, longer.bound) == (END, ">=")
+    ratio = statistics.gain(most, half, END)
+    assert ratio is not None and (ratio.value, ratio.bound) == (pytest.approx(END / 3), ">=")
 
 
 def test_errors_weigh_molecules_and_not_models() -> None:
@@ -341,7 +352,8 @@ def small_problem() -> Problem:
         return Record(atoms.numbers, atoms.positions + moved, energy, -10 * moved, level="springs")
 
     tests = {t: [frame(0.05 * (t / 300) ** 0.5) for _ in range(4)] for t in (300.0, 600.0)}
-    return problem("ethanol", [frame(0.05) for _ in range(20)], tests)
+    made = problem("ethanol", [frame(0.05) for _ in range(20)], tests)
+    return replace(made, beside={"far out": [frame(0.2) for _ in range(3)]})
 
 
 SMALL = Mode(("ethanol",), {10: 1}, 2, (1e-3, 2e-3), "no", (300.0, 1000.0), 0.04, 2, 3)
@@ -381,6 +393,7 @@ def test_every_part_runs_once_whatever_interrupts_it(
             "300": True,
             "600": True,
         }
+        assert model["beside_meV"]["far out"]["force_mae"] > 0
     before = (tmp_path / "small.json").read_text()
     one_experiment(tmp_path).run()  # nothing is left to do
     assert len(trained) == 7 and (tmp_path / "small.json").read_text() == before
