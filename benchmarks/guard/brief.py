@@ -31,7 +31,7 @@ def lines(folder: Path) -> list[str]:
 def _calibration(result: Json) -> list[str]:
     of = {
         "acac": "acetylacetone after fine-tuning at 300 K, asked about 300 and 600 K (PBE-D3)",
-        "druglike": f"{result['settings']['model']['name']}, molecules never seen (AIMNet2)",
+        "druglike": f"{result['settings']['model']['name']}, molecules held out and new pairs (AIMNet2)",
     }
     large = f"- Force errors above {result['settings']['large']:g} times the usual"
     told = []

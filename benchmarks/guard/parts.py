@@ -35,7 +35,7 @@ class Part:
         temperatures: K.
         ps: length of a run.
         runs: of each molecule and temperature.
-        large: names of molecules beyond all of training.
+        large: names of molecules larger than any single one of training.
         large_runs: of each of these.
         timestep: fs.
         friction: 1/ps.
@@ -66,7 +66,7 @@ class Part:
         return sum(atoms[n] * count * self.steps * per_atom_step for n, _, count in self.jobs())
 
 
-#: in a list of molecules: the 20 of benchmarks/stability that no model has seen
+#: in a list of molecules: the 20 of benchmarks/stability that are in no frame of training
 STANDARD = "standard"
 
 MODES: dict[str, dict[str, Part]] = {

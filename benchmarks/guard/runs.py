@@ -198,9 +198,13 @@ def verdict(rows: list[Json]) -> str:
     whole = _total(rows, "runs") - broke
     flagged = _share(_total(rows, "flagged_but_whole"), whole)
     what = "false stops" if kelvin == 300.0 else "whole runs that were flagged"
-    text = f"- {kelvin:g} K: {what}: {flagged}"
+    simulated = sum(row["runs"] * row["ps"] for row in rows) / 1000
+    text = f"- {kelvin:g} K, {simulated:.3g} ns or less: {what}: {flagged}"
     if broke:
         text += f"; flagged before the break: {_share(_total(rows, 'flagged_before_break'), broke)}"
+    if lead := [fs for row in rows for fs in row["lead_fs"]]:
+        by_length = _total(rows, "first_for_its_lengths")
+        text += f", {np.median(lead):g} fs before it on the median ({by_length} for a length)"
     return text
 
 

@@ -9,11 +9,11 @@ Summary = dict[str, Any]
 
 #: scenario -> what a reader who knows none of them is told
 _WHAT = {
-    "ladder": "molecules never seen",
+    "ladder": "molecules that training has not",
     "long": "some of them, for longer",
     "distorted": "starts off by {distortion:g} Å",
     "groups": "functional groups of no training molecule",
-    "large": "larger than any of training",
+    "large": "larger than any molecule of training",
     "reference": "with a reference trajectory",
 }
 

@@ -20,7 +20,7 @@ REFERENCES = {
     "acac-600K": ("acac/test_MD_600K.xyz.gz", 600.0, "acac, MD at 600 K"),
 }
 
-#: PBE-D3/def2-SVP, of a molecule that was trained on, far from where it was
+#: PBE-D3/def2-SVP of one molecule; far from where a model that was fine-tuned at 300 K has been
 ACCURACY = {
     "acac 300 K": "acac/test_MD_300K.xyz.gz",
     "acac 600 K": "acac/test_MD_600K.xyz.gz",

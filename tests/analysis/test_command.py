@@ -161,8 +161,8 @@ def test_the_brief_table_has_a_column_for_each_temperature() -> None:
     peer = {"model": "peer", "groups": [group("ladder", 300.0, 1)], "ramp": [], "goals": []}
     text = brief([summary, peer]).splitlines()
     assert text[0] == "| runs whole to their end | ps | of | 300 K | 1000 K |"
-    assert "| molecules never seen | 20 | mine | 60 of 60 | 57 of 60 |" in text
-    assert "| molecules never seen | 20 | peer | 1 of 60 |  |" in text
+    assert "| molecules that training has not | 20 | mine | 60 of 60 | 57 of 60 |" in text
+    assert "| molecules that training has not | 20 | peer | 1 of 60 |  |" in text
     assert "| starts off by 0.1 Å | 20 | mine | 59 of 60 |  |" in text
     assert not any("nve" in line for line in text)
     assert any("1 of 20 break, half of them by 2100 (1900 to over 3000) K" in t for t in text)

@@ -248,7 +248,7 @@ def test_dynamics_in_short_are_of_these_weights_and_count_what_held() -> None:
         "runs": {"300 K": run, "long": {**run, "rows": [{**row, "lost": True}]}},
     }
     (told,) = in_short(result, "a")
-    assert "2 molecules never seen (1 peptide, 1 dimer)" in told
+    assert "2 held-out molecules and pairs (1 peptide, 1 dimer)" in told
     assert "1 of 2 for 10 ps at 300 K; 0 of 1" in told
     assert in_short(result, "b") == in_short({}, "a") == []
 

@@ -243,17 +243,22 @@ def test_runs_are_kept_with_all_that_decides_them(
     refused = run_command("--model", other).exception  # of the same name
     assert isinstance(refused, InputError) and "begun with another model" in str(refused)
     text = runs.page([told])
-    assert "## breaks: guarded" in text and "- 2000 K: whole runs that were flagged" in text
+    assert "## breaks: guarded" in text and "ns or less: whole runs that were flagged" in text
 
 
 def test_the_table_has_intervals_and_both_rates() -> None:
     row = {"molecule": "m", "kelvin": 1000.0, "runs": 100, "ps": 5.0, "broken": 40}
     row |= {"flagged_before_break": 39, "flagged_but_whole": 30, "lead_fs": [10.0, 30.0]}
+    row["first_for_its_lengths"] = 38
     hot = runs.verdict([row])
     assert "whole runs that were flagged: 30 of 60, 50 % (37.7 to 62.3)" in hot
     assert "flagged before the break: 39 of 40, 97.5 % (87.1 to 99.6)" in hot
+    assert hot.endswith("20 fs before it on the median (38 for a length)")
     calm = row | {"kelvin": 300.0, "runs": 404, "broken": 0, "flagged_but_whole": 0}
-    assert runs.verdict([calm]) == "- 300 K: false stops: 0 of 404, 0 % (0 to 0.942)"
+    calm["lead_fs"] = []
+    assert runs.verdict([calm]) == (
+        "- 300 K, 2.02 ns or less: false stops: 0 of 404, 0 % (0 to 0.942)"
+    )
 
 
 # --- cost ----------------------------------------------------------------------------------------
@@ -290,6 +295,7 @@ def test_the_readme_is_told_what_there_is(tmp_path: Path, monkeypatch: pytest.Mo
     model = {"name": "shipped"}
     calibration = {"settings": {"model": model, "large": 3.0}, "acac": part, "druglike": part}
     row = {"molecule": "a", "kelvin": 300.0, "runs": 20, "broken": 0, "flagged_but_whole": 1}
+    row |= {"ps": 5.0, "lead_fs": []}
     hot = {**row, "kelvin": 600.0, "broken": 4, "flagged_before_break": 3}
     kept = {"settings": {"model": model, "part": {"ps": 5.0}}, "rows": {"a": row, "b": hot}}
     assert brief.lines(tmp_path) == []
@@ -299,8 +305,11 @@ def test_the_readme_is_told_what_there_is(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "cost.json").write_text(json.dumps(costs))
     acac, druglike, calm, warm, cost_line = brief.lines(tmp_path)
     assert "3 times" in acac and "0.950 of frames, 0.910 of atoms" in acac
-    assert "shipped, molecules never seen" in druglike and "0.500" not in acac + druglike
-    assert "300 K: false stops: 1 of 20, 5 %" in calm and "1 molecules, 5 ps" not in calm
+    assert "shipped, molecules held out" in druglike and "0.500" not in acac + druglike
+    assert (
+        "300 K, 0.1 ns or less: false stops: 1 of 20, 5 %" in calm
+        and "1 molecules, 5 ps" not in calm
+    )
     assert "flagged before the break: 3 of 4, 75 %" in warm
     assert "+4.2 % of 9 atoms" in cost_line
     monkeypatch.setattr(brief, "RESULTS", tmp_path)
