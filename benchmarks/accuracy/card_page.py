@@ -150,10 +150,8 @@ def card(name: str, info: ModelInfo, result: dict[str, Any], training: dict[str,
 
 def measure_cycles(name: str) -> str:
     """The command behind `gains_today`, if it was given."""
-    found = stored(f"{name}-cycles")
-    commits = list(found.get("commits", {}))
-    option = f" --another runs/{name}/another" if "another" in found else ""
-    option += "" if name == SHIPPED else f" --name {name}"
+    commits = list(stored(f"{name}-cycles").get("commits", {}))
+    option = "" if name == SHIPPED else f" --name {name}"
     script = "python benchmarks/accuracy/model_card.py"
     return f"{script} cycles {','.join(commits)}{option}\n" if commits else ""
 

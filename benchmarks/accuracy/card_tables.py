@@ -130,7 +130,7 @@ def in_short(result: dict[str, Any], sha256: str) -> list[str]:
     ]
     told = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     return [
-        f"Simulations of {len(result['molecules'])} held-out molecules and pairs ({told}) that keep "
-        f"every bond within {BROKEN:g} Å of its mean: {'; '.join(runs)}. (Dimers are new pairs, "
-        "not new molecules.)"
+        f"Simulations of {len(result['molecules'])} held-out molecules and pairs ({told}) that "
+        f"keep every bond within {BROKEN:g} Å of its mean: {'; '.join(runs)}. (Dimers are new "
+        "pairs, not new molecules.)"
     ]

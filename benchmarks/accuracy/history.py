@@ -136,20 +136,7 @@ def gains_today(cycles: dict[str, Any], after: dict[str, int]) -> str:
     ]
     return (
         f"On the {rows[0][2]['frames']:,} frames of validation that are left today, forces MAE in "
-        f"meV/Å after {', '.join(told)}: {', '.join(gains)}.{another_cycle(cycles)}"
-    )
-
-
-def another_cycle(cycles: dict[str, Any]) -> str:
-    """What a cycle after the last that is shipped would gain, if it was tried."""
-    tried = cycles.get("another")
-    if not tried:
-        return ""
-    last = list(cycles["commits"].values())[-1]
-    gain = 100 * (1 - tried["force_mae"] / last["force_mae"])
-    return (
-        f" One more, which is not shipped ({tried['steps']:,} steps, {tried['hours']:.1f} h): "
-        f"{tried['force_mae']:.1f}, {gain:.1f} % less."
+        f"meV/Å after {', '.join(told)}: {', '.join(gains)}."
     )
 
 

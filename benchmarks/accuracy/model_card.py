@@ -198,12 +198,9 @@ def relations(model: str = SHIPPED, threads: int = 2) -> None:
 
 
 @app.command()
-def cycles(
-    commits: str, another: Path | None = None, name: str = SHIPPED, threads: int = 2
-) -> None:
+def cycles(commits: str, name: str = SHIPPED, threads: int = 2) -> None:
     """Validation errors of the weights that these commits (COMMIT,COMMIT,...) brought, on the
-    molecules that are held out today: learning curves may be of others. `--another` is the folder
-    of a cycle more, which was tried and not shipped."""
+    molecules that are held out today: learning curves may be of others."""
     torch.set_num_threads(threads)
     held = parts_of_data()["validation"]
     found = {}
@@ -213,14 +210,8 @@ def cycles(
             path.write_bytes(content_at(which, ROOT / "mlpot" / "zoo" / f"{name}.safetensors"))
             potential, info = load_potential(path)
         found[which] = {"sha256": info.sha256, **errors_of(potential, held)}
-    result = {"commits": found, "commit": commit(), "machine": machine()}
-    if another:
-        potential, info = load_potential(another / "model.safetensors")
-        stage = read_stage(another)
-        told = {k: stage[k] for k in ("steps", "hours", "learning_rate", "seed", "threads")}
-        result["another"] = {**told, "sha256": info.sha256, **errors_of(potential, held)}
-    store(f"{name}-cycles", result)
-    typer.echo(json.dumps(result, indent=1))
+    store(f"{name}-cycles", {"commits": found, "commit": commit(), "machine": machine()})
+    typer.echo(json.dumps(found, indent=1))
 
 
 @app.command()

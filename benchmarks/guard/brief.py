@@ -31,7 +31,8 @@ def lines(folder: Path) -> list[str]:
 def _calibration(result: Json) -> list[str]:
     of = {
         "acac": "acetylacetone after fine-tuning at 300 K, asked about 300 and 600 K (PBE-D3)",
-        "druglike": f"{result['settings']['model']['name']}, molecules held out and new pairs (AIMNet2)",
+        "druglike": f"{result['settings']['model']['name']}, held-out molecules and new pairs of "
+        "known ones (AIMNet2)",
     }
     large = f"- Force errors above {result['settings']['large']:g} times the usual"
     told = []

@@ -121,9 +121,6 @@ def test_gains_on_todays_molecules_are_of_weights_one_after_the_other() -> None:
     assert "946 frames" in told and "cycle 1 40.0 (c0), cycle 3 36.0 (c1)" in told
     assert told.endswith("10.0 % from cycle 1 to 3, 2.5 % from cycle 3 to 4.")
     assert history.gains_today(cycles(40.0), after) == history.gains_today({}, after) == ""
-    another = {"steps": 48000, "hours": 2.5, "force_mae": 34.398}
-    told = history.gains_today(cycles(40.0, 36.0, 35.1) | {"another": another}, after)
-    assert told.endswith("One more, which is not shipped (48,000 steps, 2.5 h): 34.4, 2.0 % less.")
 
 
 def test_what_dimers_share_with_training() -> None:
