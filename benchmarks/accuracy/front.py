@@ -323,12 +323,11 @@ def trained_for_long(result: dict[str, Any]) -> list[str]:
     header = ["model", "recipes", "steps with labels", "F MAE", "F RMSE", "E MAE", *TIMED]
     lead = (
         "A quarter of an hour favours small models, which do more steps in it, so it cannot judge "
-        "the larger ones (nor lmax 2, which did best for its number of steps); those that cost "
-        f"more than {BASE} were not trained for long. {BASE} was chosen before it was compared "
-        "with a smaller one equally. Trained for an hour and more, on all frames, after denoising, "
-        "by the recipes of pretrained-visnet-small or of pretrained-visnet, which differ in steps "
-        "of denoising and in floors (errors on the "
-        "validation molecules of today):"
+        f"the larger ones, nor lmax 2; those that cost more than {BASE} were not trained "
+        f"for long. {BASE} was chosen before it was compared with a smaller one equally. "
+        "Trained for an hour and more, on all frames, after denoising, by the recipes of "
+        "pretrained-visnet-small or of pretrained-visnet, which differ in steps of "
+        "denoising and in floors (errors on the validation molecules of today):"
     )
     return [f"{lead}\n\n{table(header, lines)}"]
 

@@ -282,10 +282,17 @@ def choices(result: dict[str, Any]) -> list[str]:
         found = best(other)
         sizes = sorted({frames for frames, _ in found})
         gains = [(n, q) for n in sizes if (q := ratios(found, n, PRETRAINED))]
+
+        def error(frames: int) -> float:
+            seeds = found[frames, PRETRAINED].values()
+            return float(np.mean([row["test_meV"]["force_mae"] for row in seeds]))
+
         told.append(
             f"- Also tried, {theirs['optimizer']}, {theirs['batch_atoms'] // 21} frames a step: "
-            + ", ".join(f"{np.mean(q):.2f} times at {n} frames" for n, q in gains)
-            + f" (`results/{OTHER}.md`); errors from every start are larger."
+            + ", ".join(
+                f"{np.mean(q):.2f} times at {n} frames ({error(n):.1f} meV/Å)" for n, q in gains
+            )
+            + f"; see `results/{OTHER}.md`."
         )
     return told
 

@@ -263,7 +263,9 @@ class _Going:
         if "told" in state:
             endings, self.displaced, *flags = json.loads(state["told"].item())
             self.endings = {r: (ending, reason) for r, (ending, reason) in endings}
-            if self.watched is not None and flags:  # states of before have none
+            if not flags:  # a state from before there were any: its first part had no guard
+                self.watched = None
+            elif self.watched is not None:
                 self.watched.first = dict(flags[0])
         self.done = int(state["done"])
         self.spent += float(state["spent"])

@@ -95,6 +95,29 @@ def test_flags_survive_an_interruption(
     assert all(r["flag"]["ps"] < 0.06 for r in parts.values())  # from before the cut
 
 
+def test_what_began_without_a_guard_is_not_called_guarded(
+    known: Subject, hot: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A state of an earlier version: nobody looked on before it was written."""
+    monkeypatch.setattr(batch_module, "CHECKPOINT", 0.0)
+    save = batch_module._Going._save
+
+    def cut(self: Any) -> None:
+        save(self)
+        with np.load(self.state) as file:
+            content = dict(file)
+        content["told"] = np.array(json.dumps(json.loads(content["told"].item())[:2]))
+        np.savez(self.state, **content)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(batch_module._Going, "_save", cut)
+    with pytest.raises(KeyboardInterrupt):
+        run(known, hot, tmp_path / "suite")
+    monkeypatch.setattr(batch_module._Going, "_save", save)
+    found = runs_of(run(known, hot, tmp_path / "suite"))
+    assert not any(r["guarded"] or r["flag"] for r in found.values())
+
+
 def test_a_calculator_has_no_guard(hot: Content, tmp_path: Path) -> None:
     found = runs_of(run(subject(HARMONIC), hot, tmp_path / "suite"))
     assert not any(r["guarded"] for r in found.values())

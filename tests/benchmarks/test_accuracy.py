@@ -424,6 +424,23 @@ def test_rmd17_takes_the_learning_rate_that_validates_better() -> None:
     assert "not measured" in rmd17.verdict(found, 200)
 
 
+def test_rmd17_tells_what_else_was_tried_with_the_same_weights(scratch: Path) -> None:  # noqa: F811
+    def row(start: str, error: float) -> dict[str, Any]:
+        told = {"start": start, "frames": 50, "seed": 0, "learning_rate": 2e-3}
+        return {**told, "validation_loss": 0.1, "test_meV": {"force_mae": error}}
+
+    settings = {"sha256": "a", "optimizer": "muon", "batch_atoms": 84}
+    mine = {"settings": settings, "runs": {"0": row(rmd17.NOTHING, 70.0)}}
+    assert len(rmd17.choices(mine)) == 1
+    runs = {"0": row(rmd17.NOTHING, 90.0), "1": row(rmd17.PRETRAINED, 36.0)}
+    other = {"settings": {**settings, "optimizer": "adamw", "batch_atoms": 200}, "runs": runs}
+    experiment.store(rmd17.OTHER, other)
+    rates, tried = rmd17.choices(mine)
+    assert "choose from: 0.002;" in rates
+    assert "adamw, 9 frames a step: 2.50 times at 50 frames (36.0 meV/Å)" in tried
+    assert len(rmd17.choices({**mine, "settings": {**settings, "sha256": "b"}})) == 1
+
+
 # --- dimers ----------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """The model card is made of measured numbers, and of those of the same weights only."""
 
+import json
 import math
 from hashlib import sha256
 from pathlib import Path
@@ -233,6 +234,19 @@ def test_card_and_readme_hold_what_was_measured(repository: Path, trained: Path)
     readme = (repository / "README.md").read_text(encoding="utf-8")
     assert "old" not in readme and "| all held out | 1 | 4 |" in readme and readme.endswith("\ny\n")
     assert (repository / "results" / f"{NAME}-training.png").is_file()
+
+
+def test_how_well_the_guard_tells_is_of_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, file = SCRIPTS["card_page"], tmp_path / "calibration.json"
+    monkeypatch.setattr(page, "GUARD", file)
+    assert "not measured" in page.guard("a")
+    area = {"grade of mlpot": {"frame": 0.9216, "atom": 0.9061}}
+    told = {"settings": {"large": 3.0, "model": {"sha256": "a"}}, "druglike": {"auc": area}}
+    file.write_text(json.dumps(told))
+    assert "above 3 times the usual with a ROC-AUC of 0.922 of frames, 0.906" in page.guard("a")
+    assert "not measured" in page.guard("b")
 
 
 def test_dynamics_in_short_are_of_these_weights_and_count_what_held() -> None:
