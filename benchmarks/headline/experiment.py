@@ -23,6 +23,7 @@ from mlpot.analysis.records import Folder, failures_of, read_trajectory
 from mlpot.analysis.stability import Content
 from mlpot.analysis.stability import run as simulate
 from mlpot.analysis.subjects import subject
+from mlpot.analysis.verdicts import measured
 from mlpot.data.record import Record
 from mlpot.data.splits import fingerprint
 from mlpot.models.checkpoint import load_potential
@@ -201,7 +202,7 @@ def verdicts(folder: Folder, problem: Problem) -> tuple[list[Json], str]:
         if not found.broke and found.cause in FAILURES:  # says nothing of the potential
             why.append(record["reason"] or found.cause)
             continue
-        rows.append(_row(record, found))
+        rows.append(_row(record, found, problem))
     missing = len(planned) - len(rows)
     reasons = "; ".join(sorted(set(why))) or "they were cut off"
     return rows, f"{missing} of {len(planned)} simulations failed: {reasons}" if missing else ""
@@ -224,13 +225,15 @@ def _verdict(record: Json, folder: Folder, problem: Problem) -> Verdict:
     )
 
 
-def _row(record: Json, found: Verdict) -> Json:
+def _row(record: Json, found: Verdict, problem: Problem) -> Json:
     return {
         "temperature": record["temperature"],
         "seed": record["seed"],
         "stable_ps": round(found.stable_ps, 4),
         "broke": found.broke,
         "cause": found.cause,
+        "guarded": record.get("guarded", False),
+        "flag": measured(record.get("flag"), problem.bonds, problem.lengths),
         "engine": record["engine"],
         "cpu_seconds": record["cpu_seconds"],
     }

@@ -53,7 +53,7 @@ def stable_times(
 ) -> Groups:
     """ps until each run broke; infinite for one that was whole to its end."""
     found: Groups = {}
-    for model in _models(result, frames, start, molecules):
+    for model in models_of(result, frames, start, molecules):
         times = [
             run["stable_ps"] if run["broke"] else np.inf
             for run in model["runs"]
@@ -138,7 +138,7 @@ def errors(
 ) -> Groups:
     """One error of every model on the frames of a temperature, where there are such frames."""
     found: Groups = {}
-    for model in _models(result, frames, start, molecules):
+    for model in models_of(result, frames, start, molecules):
         value = model["test_meV"].get(f"{kelvin:g}", {}).get(name)
         if value is not None:
             found.setdefault(model["molecule"], []).append(np.array([value]))
@@ -148,7 +148,7 @@ def errors(
 def beside(result: Json, frames: int, start: str, what: str, name: str) -> Groups:
     """The same on frames of no temperature, of molecules that have such."""
     found: Groups = {}
-    for model in _models(result, frames, start, ()):
+    for model in models_of(result, frames, start, ()):
         value = model.get("beside_meV", {}).get(what, {}).get(name)
         if value is not None:
             found.setdefault(model["molecule"], []).append(np.array([value]))
@@ -179,7 +179,8 @@ def molecules_of(result: Json) -> list[str]:
     return [name for name in result["molecules"] if name in done]
 
 
-def _models(result: Json, frames: int, start: str, molecules: Sequence[str]) -> list[Json]:
+def models_of(result: Json, frames: int, start: str, molecules: Sequence[str] = ()) -> list[Json]:
+    """Their stored rows; of all molecules, or of these."""
     return [
         m
         for m in result["models"].values()

@@ -21,11 +21,13 @@ from benchmarks.headline.statistics import (
     goal,
     mean_error,
     median_time,
+    models_of,
     molecules_of,
     sizes,
     stable_times,
     whole,
 )
+from mlpot.analysis.flags import guarded
 
 Json = dict[str, Any]
 
@@ -42,7 +44,7 @@ def write_block(path: Path, text: str) -> bool:
 def block(result: Json) -> str:
     """For the README: verdict, stable times, errors."""
     parts = [_intro(result), verdicts(result), _times(result), _errors(result, "force_mae")]
-    parts.append(_beside(result, "force_mae"))
+    parts += [_beside(result, "force_mae"), _guards(result)]
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 
@@ -193,6 +195,30 @@ def _beside(result: Json, name: str) -> list[str]:
         found = [mean_error(beside(result, frames, start, what, name)) for what in whats]
         lines.append(f"| {frames} frames | {start} | {' | '.join(told(e) for e in found)} |")
     return lines
+
+
+def _guards(result: Json) -> list[str]:
+    """What the models' guards said: a false alarm is only one at the temperature of training."""
+    head = [
+        "Each model's guard knows its few frames. It looked on and ended nothing; flagged before",
+        "means while every bond was whole.",
+        "",
+        f"| guard | from | flagged of the whole, {ROOM:g} K | flagged before of the broken, all K "
+        "| median lead, ps |",
+        "|---|---|---|---|---|",
+    ]
+    rows = []
+    for frames, start in _rows(result):
+        runs = [run for model in models_of(result, frames, start) for run in model["runs"]]
+        every = guarded(runs)
+        if not every:
+            continue
+        room = guarded([run for run in runs if run["temperature"] == ROOM])
+        calm = f"{room['flagged_whole']} of {room['whole']}" if room else "–"
+        lead = "–" if every["lead_ps"] is None else number(every["lead_ps"])
+        broke = f"{every['flagged_before']} of {every['broke']}"
+        rows.append(f"| {frames} frames | {start} | {calm} | {broke} | {lead} |")
+    return [*head, *rows] if rows else []
 
 
 def _labelled(result: Json, molecules: Sequence[str]) -> dict[float, list[str]]:

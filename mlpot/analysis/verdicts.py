@@ -66,7 +66,7 @@ def judge_runs(
         numbers = np.array(molecule["numbers"])
         for record, positions in zip(mine, frames, strict=True):
             verdict = _verdict(record, numbers, positions, lengths)
-            flag = _flag(record.get("flag"), lengths)
+            flag = measured(record.get("flag"), lengths.bonds, lengths.mean)
             found.append(Judged(record, positions, verdict, lengths.final, flag))
     return found, compared
 
@@ -96,12 +96,15 @@ def _verdict(
     )
 
 
-def _flag(flag: Json | None, lengths: Lengths) -> Json | None:
-    """``departure``: of the bond that was furthest off when the flag was raised, Å."""
+def measured(
+    flag: Json | None, bonds: NDArray[np.int64], lengths: NDArray[np.float64]
+) -> Json | None:
+    """A record's flag with ``departure`` in place of positions: how far the bond that was furthest
+    off then, of these, was off its length, Å."""
     if flag is None:
         return None
-    now = bond_lengths(np.array(flag["positions"])[None], lengths.bonds)[0]
-    off = float(np.abs(now - lengths.mean).max()) if len(now) else 0.0
+    now = bond_lengths(np.array(flag["positions"])[None], bonds)[0]
+    off = float(np.abs(now - lengths).max()) if len(now) else 0.0
     return {k: v for k, v in flag.items() if k != "positions"} | {"departure": round(off, 4)}
 
 

@@ -323,6 +323,19 @@ def test_page_block_and_plot_come_from_stored_results(tmp_path: Path) -> None:
     assert (tmp_path / "x.png").stat().st_size > 5000
 
 
+def test_flags_of_the_guard_are_counted_by_what_became_of_the_run() -> None:
+    result = stored({NOTHING: [[0.4, 0.4, END, END]], PRETRAINED: [[END] * 4]})
+    assert "| guard |" not in tables.page(result, "standard")
+    early, late = ({"ps": t, "departure": 0.1, "reason": ""} for t in (0.1, 0.6))
+    one = result["models"][Case("m", 50, 0, NOTHING).key]["runs"]
+    for run, flag in zip(one, (early, late, early, None), strict=True):
+        run |= {"guarded": True, "flag": flag}
+    one[2]["temperature"] = one[3]["temperature"] = 300.0
+    text = tables.block(result)
+    assert "| 50 frames | nothing | 1 of 2 | 1 of 2 | 0.3 |" in text
+    assert "| guard |" in text and "| 50 frames | pretrained | 0" not in text
+
+
 def test_the_better_rate_is_that_of_the_validation_frames() -> None:
     case = Case("m", 50, 0, NOTHING)
     losses = {5e-4: 0.3, 2e-3: None}  # None diverged
@@ -394,6 +407,10 @@ def test_every_part_runs_once_whatever_interrupts_it(
             "600": True,
         }
         assert model["beside_meV"]["far out"]["force_mae"] > 0
+        for run in model["runs"]:
+            assert run["guarded"]
+            assert run["flag"] is None or run["flag"]["departure"] >= 0
+            assert "positions" not in (run["flag"] or {})
     before = (tmp_path / "small.json").read_text()
     one_experiment(tmp_path).run()  # nothing is left to do
     assert len(trained) == 7 and (tmp_path / "small.json").read_text() == before
