@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -44,6 +45,29 @@ def exported(request: pytest.FixtureRequest, weights: Path) -> tuple[Path, str]:
     info = export(weights, path, dtype=request.param, format="aoti")
     assert info.engine == "compiled" and info.cpu
     return path, request.param
+
+
+@pytest.fixture(scope="module")
+def package(weights: Path) -> Path:
+    """The variant "one" in float32, compiled once for all that need no compiler of their own."""
+    path = weights.with_name("one.pt2")
+    compile_variant(load_potential(weights)[0], "one", path)
+    return path
+
+
+@pytest.fixture
+def built(package: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """What is compiled into a cache that is empty at first, where "one" takes a second."""
+    monkeypatch.setenv("MLPOT_CACHE", str(tmp_path))
+    found: list[str] = []
+
+    def build(potential: object, variant: str, path: Path) -> None:
+        found.append(variant)
+        time.sleep(1.0)
+        path.write_bytes(package.read_bytes())
+
+    monkeypatch.setattr("mlpot.deploy.compiled.compile_variant", build)
+    return found
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -143,14 +167,15 @@ def test_a_damaged_package_is_no_reason_to_compile_unasked(
     assert not damaged.exists()
 
 
-def test_a_model_travels_as_what_it_was_loaded_from(weights: Path) -> None:
+def test_a_model_travels_as_what_it_was_loaded_from(weights: Path, built: list[str]) -> None:
     atoms = ethanol()
     for engine in ("eager", "torchscript", "compiled"):
-        model = load(weights, engine=engine, dtype="float64", device="cpu")
+        model = load(weights, engine=engine, device="cpu")
         again = pickle.loads(pickle.dumps(MLPotCalculator(model))).model
         assert (again.engine, again.dtype, again.source) == (engine, model.dtype, weights)
         want, got = (m(atoms.numbers, atoms.positions).forces for m in (model, again))
         np.testing.assert_allclose(got, want, atol=1e-12)
+    assert built == ["one"]
 
 
 def test_atoms_and_not_neighbours_choose_the_package() -> None:
@@ -171,38 +196,24 @@ def test_atoms_and_not_neighbours_choose_the_package() -> None:
     assert asked == ["one", "many"]
 
 
-def test_auto_never_compiles(
-    weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_auto_never_compiles(weights: Path, built: list[str]) -> None:
     """With one of the two packages in the cache, that one does everything."""
-    monkeypatch.setenv("MLPOT_CACHE", str(tmp_path))
     small, large = ethanol(), ethanol()
     large.cell = [6.0, 6.0, 5.5]
     large *= (3, 3, 2)
     torch.set_num_threads(2)
-    load(weights, engine="compiled", device="cpu")(small.numbers, small.positions)  # only "one"
-    monkeypatch.setattr(
-        "mlpot.deploy.compiled.compile_variant", lambda *args: pytest.fail("it compiles")
-    )
+    load(weights, engine="compiled", device="cpu")(small.numbers, small.positions)
+    assert built == ["one"]
     model, eager = load(weights, device="cpu"), load(weights, engine="eager")
     assert model.engine == "compiled"
     for atoms in (small, large):
         want = eager(atoms.numbers, atoms.positions)
         got = model(atoms.numbers, atoms.positions)
         np.testing.assert_allclose(got.forces, want.forces, atol=5e-5)
+    assert built == ["one"]
 
 
-def test_two_threads_may_come_first(
-    weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("MLPOT_CACHE", str(tmp_path))
-    built: list[Path] = []
-
-    def build(potential: object, variant: str, path: Path) -> None:
-        built.append(path)
-        compile_variant(potential, variant, path)  # type: ignore[arg-type]
-
-    monkeypatch.setattr("mlpot.deploy.compiled.compile_variant", build)
+def test_two_threads_may_come_first(weights: Path, built: list[str]) -> None:
     model, atoms = load(weights, engine="compiled", device="cpu"), ethanol()
     with ThreadPoolExecutor(2) as pool:
         both = list(pool.map(lambda _: model(atoms.numbers, atoms.positions).energy, range(2)))

@@ -15,7 +15,14 @@ from mlpot.deploy.compiled import CompiledPotential, Only, compile_variant
 from mlpot.deploy.selfcheck import check_graphs
 from mlpot.errors import CompileError, DamagedFileError, InputError, ModelFileError
 from mlpot.graph import Graph, batch, cut, halve, take, whole
-from mlpot.models.compiled import cache_path, cached, can_compile, open_runner, workers
+from mlpot.models.compiled import (
+    cache_path,
+    cached,
+    can_compile,
+    keep_package,
+    open_runner,
+    workers,
+)
 from mlpot.models.potential import Potential
 from mlpot.models.scripting import script
 from mlpot.models.tracing import find_segments, sum_by_segments, trace_potential
@@ -201,11 +208,23 @@ def test_a_full_cache_need_not_be_writable(monkeypatch: pytest.MonkeyPatch, tmp_
     assert cached({"weights": "a"}, lambda path: None, Path.read_bytes) == b"package"
 
 
-def test_no_room_for_a_package_is_one_clear_error(tmp_path: Path) -> None:
-    potential = small(heads=16)
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(CompileError, match="cannot be written.*MLPOT_CACHE"):
-        compile_variant(potential, "one", tmp_path / "file" / "one.pt2")
+def test_no_room_for_a_package_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told before a minute of compiling, where that can be known, and else after it."""
+    potential, made = small(heads=16), tmp_path / "file"
+    made.write_bytes(b"a package")
+    with monkeypatch.context() as patch:
+        patch.setattr("torch._inductor.aoti_compile_and_package", lambda *a, **k: pytest.fail("no"))
+        with pytest.raises(CompileError, match="cannot be written.*MLPOT_CACHE"):
+            compile_variant(potential, "one", made / "one.pt2")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mlpot.models.compiled.write_atomically", full)
+    with pytest.raises(CompileError, match=r"cannot be written.*No space left.*MLPOT_CACHE"):
+        keep_package(made, tmp_path / "one.pt2")
 
 
 def test_of_two_processes_one_builds(tmp_path: Path) -> None:

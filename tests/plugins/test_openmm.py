@@ -116,11 +116,10 @@ def test_every_potential_of_the_zoo_has_its_name_in_openmm(name: str) -> None:
 
 
 @pytest.mark.skipif(not can_compile(), reason="no C++ compiler on this machine")
-def test_the_compiled_engine(
-    weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_compiled_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Eager's numbers; once compiled, auto takes it; and it survives serialisation."""
     monkeypatch.setenv("MLPOT_CACHE", str(tmp_path))
+    weights = save_random_model(tmp_path / "small.safetensors", layers=2, channels=8)
     atoms = ethanol()
     want = load(weights, engine="eager")(atoms.numbers, atoms.positions)
     potential, topology = MLPotential("mlpot", model=str(weights)), topology_of(atoms)
