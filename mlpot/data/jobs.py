@@ -66,7 +66,7 @@ def run(
     if not jobs:
         return
     open_pool = _cluster(scheduler) if scheduler else _processes(workers) if workers else _Here
-    window = _WINDOW if scheduler else 2 * max(1, workers)
+    window = _WINDOW if scheduler else 2 * workers or 1  # `_Here` works as it takes
     waiting = deque(jobs.items())
     suspects: deque[tuple[str, Any]] = deque()  # their workers died; not all of them are guilty
     while waiting or suspects:

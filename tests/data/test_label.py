@@ -553,10 +553,24 @@ class Unlucky(jobs._Here):
 def test_who_died_beside_the_guilty_is_tried_alone(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "_Here", Unlucky)
-    out = label([*chains(3), chain(6), chain(3), chain(3, 0.1)], labeller(ODD), store)
+    monkeypatch.setattr(jobs, "_cluster", lambda address: Unlucky)
+    frames = [*chains(3), chain(6), chain(3), chain(3, 0.1)]
+    out = label(frames, labeller(ODD), store, scheduler="tcp://lost")
     assert out.failed == {4: DIED, 5: DIED}
     assert [len(r.numbers) for r in out.records] == [5, 5, 5, 6]
+
+
+def test_a_result_is_kept_before_the_next_job_begins(store: Path) -> None:
+    """In this process too: what a kill costs is one job."""
+    kept: list[int] = []
+
+    def task(job: int) -> dict[str, Any]:
+        kept.append(len(found))
+        return {"job": job}
+
+    with Store(store) as found:
+        jobs.run(task, {str(i): i for i in range(4)}, found, workers=0)
+    assert kept == [0, 1, 2, 3]
 
 
 # --- files --------------------------------------------------------------------------------------
