@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from benchmarks.accuracy.experiment import fill, read_results
-from benchmarks.guard.calibrate import OURS, shown
+from benchmarks.guard.calibrate import GOAL, OURS, shown
 from benchmarks.guard.runs import RESULTS, ROOT, verdict
 
 Json = dict[str, Any]
@@ -39,7 +39,8 @@ def _calibration(result: Json) -> list[str]:
     for part, what in of.items():
         row = result[part]["auc"][OURS]
         areas = f"{shown(row['frame'])} of frames, {shown(row['atom'])} of atoms"
-        told.append(f"{large}, {what}: ROC-AUC {areas}.")
+        met = "met" if all((row[k] or 0) >= GOAL for k in ("frame", "atom")) else "missed"
+        told.append(f"{large}, {what}: ROC-AUC {areas}; the goal of {GOAL:g} is {met}.")
     return told
 
 

@@ -110,6 +110,10 @@ def auc(score: NDArray, positive: NDArray) -> float | None:
     return float((ranks[positive].sum() - yes * (yes + 1) / 2) / (yes * no))
 
 
+#: ROC-AUC that is asked of the guard
+GOAL = 0.9
+
+
 def shown(area: float | None) -> str:
     return "–" if area is None else f"{area:.3f}"
 

@@ -1,4 +1,5 @@
-"""The README's table: one row for each kind of simulation, one column for each temperature."""
+"""The README's table: one row for each kind of simulation, one column for each temperature; and a
+line each for what is no share of runs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,8 +20,10 @@ _WHAT = {
 
 
 def brief(summaries: Sequence[Summary]) -> str:
-    """Shares of whole runs, ramps and goals; the first summary is of the model of the goals."""
-    parts = [_shares(summaries), _ramps(summaries), _goals(summaries[0])]
+    """Shares of whole runs, ramps and, of the first summary's model, the rest with the goals."""
+    first = summaries[0]
+    rest = [*_drifts(first), *_structure(first), *_goals(first), *_hours(first)]
+    parts = [_shares(summaries), _ramps(summaries), rest]
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 
@@ -58,6 +61,32 @@ def _ramps(summaries: Sequence[Summary]) -> list[str]:
         for s in summaries
         for r in s["ramp"]
     ]
+
+
+def _drifts(summary: Summary) -> list[str]:
+    """At constant energy, for each time step."""
+    found = [d for d in summary["drift"] if d["drift"] and d["drift"][1] is not None]
+    if not found:
+        return []
+    cells = ["{:+.2g} ({:+.2g} to {:+.2g})".format(*d["drift"]) for d in found]
+    told = "; ".join(f"{c} at {d['timestep']:g} fs" for c, d in zip(cells, found, strict=True))
+    kelvin, dtype = found[0]["temperature"], found[0]["dtype"]
+    return [f"- Drift at {kelvin:g} K, meV/atom/ps, {dtype}: {told}."]
+
+
+def _structure(summary: Summary) -> list[str]:
+    return [
+        f"- Interatomic distances at {s['temperature']:g} K against {s['source']}: h(r) is off by "
+        f"{s['errors']['hr_mae']:.2g}; two halves of that trajectory differ by "
+        f"{s['noise']['hr_mae']:.2g}."
+        for s in summary["structure"]
+        if s["errors"] and s["noise"]
+    ]
+
+
+def _hours(summary: Summary) -> list[str]:
+    missing = f"; {summary['missing']} runs are still to be done" if summary["missing"] else ""
+    return [f"- All of it: {summary['core_hours']['total']:.3g} core-hours{missing}."]
 
 
 def _goals(summary: Summary) -> list[str]:
