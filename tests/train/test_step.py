@@ -16,7 +16,7 @@ from mlpot.train.finetune import EnergyForceModule, FinetuneConfig, FinetuneLoop
 from mlpot.train.loop import LoopConfig, TrainingModule, wanted
 from mlpot.train.pretrain import DenoisingModule
 from mlpot.train.step import parts
-from tests.helpers import REFERENCES, ethanol, methanol_with_water
+from tests.helpers import FLOORS, REFERENCES, ethanol, methanol_with_water
 
 needs_compiler = pytest.mark.skipif(not can_compile(), reason="no C++ compiler on this machine")
 MODEL = ViSNetConfig(layers=2, channels=16, heads=16, radial=8)
@@ -42,12 +42,14 @@ def batch(records: list[Record]) -> LabelledGraph:
 
 
 def module(kind: str) -> TrainingModule:
+    """Of the architecture that `finetune` makes of ``MODEL``: it is compiled once for all here."""
     torch.manual_seed(0)
     info = ModelInfo(
         kind="denoiser" if kind == "denoising" else "potential",
         config=MODEL.model_dump(),
         elements=sorted(REFERENCES),
         reference_energies=REFERENCES,
+        **({} if kind == "denoising" else {"prior": "zbl", "floors": FLOORS}),  # type: ignore
     )
     model = build(info).train()
     loop = FinetuneLoop(compile="yes")
