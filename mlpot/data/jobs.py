@@ -66,7 +66,8 @@ def run(
     if not jobs:
         return
     open_pool = _cluster(scheduler) if scheduler else _processes(workers) if workers else _Here
-    window = _WINDOW if scheduler else 2 * workers or 1  # `_Here` works as it takes
+    # in this process a job is done when it is handed over, and its result is kept before the next
+    window = _WINDOW if scheduler else 2 * workers or 1
     waiting = deque(jobs.items())
     suspects: deque[tuple[str, Any]] = deque()  # their workers died; not all of them are guilty
     while waiting or suspects:

@@ -81,7 +81,6 @@ def compile_package(
     """
     from torch._inductor import aoti_compile_and_package
 
-    _check_folder(out)  # now, and not after a minute of compiling
     with torch.no_grad(), _quietly(), tempfile.TemporaryDirectory() as folder:
         try:
             program = torch.export.export(
@@ -111,22 +110,10 @@ def keep_package(made: Path, out: Path) -> None:
     try:
         write_atomically(out, made.read_bytes())
     except OSError as error:
-        raise _no_room(out, error) from error
-
-
-def _check_folder(out: Path) -> None:
-    try:
-        with tempfile.TemporaryFile(dir=out.parent):
-            pass
-    except OSError as error:
-        raise _no_room(out, error) from error
-
-
-def _no_room(out: Path, error: OSError) -> CompileError:
-    return CompileError(
-        f"the compiled model cannot be written to {out.parent} ({error.strerror}); make "
-        "room there, let MLPOT_CACHE name another folder, or take another engine"
-    )
+        raise CompileError(
+            f"the compiled model cannot be written to {out.parent} ({error.strerror}); make "
+            "room there, let MLPOT_CACHE name another folder, or take another engine"
+        ) from error
 
 
 @contextmanager

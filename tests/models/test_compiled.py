@@ -19,7 +19,7 @@ from mlpot.models.compiled import (
     cache_path,
     cached,
     can_compile,
-    keep_package,
+    compile_package,
     open_runner,
     workers,
 )
@@ -212,20 +212,15 @@ def test_a_full_cache_need_not_be_writable(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_no_room_for_a_package_is_one_clear_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Told before a minute of compiling, where that can be known, and else after it."""
-    potential, made = small(heads=16), tmp_path / "file"
+    """Whatever was compiled; so nothing is."""
+    made = tmp_path / "file"
     made.write_bytes(b"a package")
-    with monkeypatch.context() as patch:
-        patch.setattr("torch._inductor.aoti_compile_and_package", lambda *a, **k: pytest.fail("no"))
-        with pytest.raises(CompileError, match="cannot be written.*MLPOT_CACHE"):
-            compile_variant(potential, "one", made / "one.pt2")
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("mlpot.models.compiled.write_atomically", full)
-    with pytest.raises(CompileError, match=r"cannot be written.*No space left.*MLPOT_CACHE"):
-        keep_package(made, tmp_path / "one.pt2")
+    monkeypatch.setattr("torch._inductor.aoti_compile_and_package", lambda *_, **__: str(made))
+    module = torch.fx.symbolic_trace(torch.nn.Identity())
+    compile_package(module, [torch.ones(3)], 0, tmp_path / "one.pt2")
+    assert (tmp_path / "one.pt2").read_bytes() == b"a package"
+    with pytest.raises(CompileError, match="cannot be written.*MLPOT_CACHE"):
+        compile_package(module, [torch.ones(3)], 0, made / "one.pt2")
 
 
 def test_of_two_processes_one_builds(tmp_path: Path) -> None:
