@@ -84,9 +84,10 @@ class Case(NamedTuple):
 
 
 def cases(mode: Mode, molecules: Sequence[str], starts: Sequence[str]) -> Iterator[Case]:
-    """Few frames first: what the goal is about is known soonest."""
-    for frames, draws in sorted(mode.draws.items()):
-        for draw in range(draws):
+    """Few frames first, as the goal is about them; a second draw when every number of frames has
+    had one, so that the table is whole soonest."""
+    for draw in range(max(mode.draws.values())):
+        for frames in sorted(n for n, draws in mode.draws.items() if draw < draws):
             for molecule in molecules:
                 for start in starts:
                     yield Case(molecule, frames, draw, start)
