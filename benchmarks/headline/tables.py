@@ -33,7 +33,7 @@ Json = dict[str, Any]
 
 START, END = "<!-- headline: generated -->", "<!-- end -->"
 STARTS = (NOTHING, DENOISED, PRETRAINED)
-_SIGN = {"": "", ">=": "≥ ", "<=": "≤ ", "?": "? "}
+_SIGN = {"": "", ">=": "≥ ", "<=": "≤ "}
 
 
 def write_block(path: Path, text: str) -> bool:
@@ -44,7 +44,7 @@ def write_block(path: Path, text: str) -> bool:
 def block(result: Json) -> str:
     """For the README: verdict, stable times, errors."""
     parts = [_intro(result), verdicts(result), _times(result), _errors(result, "force_mae")]
-    parts += [_beside(result, "force_mae"), _guards(result)]
+    parts += [_beside(result, "energy_mae"), _guards(result)]
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 
@@ -55,7 +55,7 @@ def page(result: Json, mode: str) -> str:
         [block(result)],
         ["## Other errors"],
         *(_errors(result, name) for name in ("force_rmse", "energy_mae", "energy_rmse")),
-        *(_beside(result, name) for name in ("force_rmse", "energy_mae", "energy_rmse")),
+        *(_beside(result, name) for name in ("force_mae", "force_rmse", "energy_rmse")),
         ["## Molecules"],
         _described(result),
         *(_by_molecule(result, frames, kelvin) for frames, kelvin in _cells(result)),
@@ -75,8 +75,8 @@ def number(value: float) -> str:
 
 
 def told(estimate: Estimate | None) -> str:
-    """'≥ 20 (3.1 to 20)'; a dash for what was not measured."""
-    if estimate is None:
+    """'≥ 20 (3.1 to 20)'; a dash for what was not measured or cannot be told."""
+    if estimate is None or estimate.bound == "?":
         return "–"
     value, low, high, bound = estimate
     text = f"{_SIGN[bound]}{number(value)}"
@@ -184,8 +184,9 @@ def _errors(result: Json, name: str, molecules: Sequence[str] = ()) -> list[str]
 
 
 def _beside(result: Json, name: str) -> list[str]:
-    """Errors on frames of no temperature, where any molecule has them."""
-    whats = list({w: 0 for m in result["models"].values() for w in m.get("beside_meV", {})})
+    """Errors on frames of no temperature, where any molecule has labels for them."""
+    told_of = [m.get("beside_meV", {}) for m in result["models"].values()]
+    whats = list({w: 0 for of in told_of for w, e in of.items() if e[name] is not None})
     if not whats:
         return []
     of = {m["molecule"] for m in result["models"].values() if m.get("beside_meV")}
