@@ -23,6 +23,10 @@ def guard(
         Path | None,
         typer.Option(help="JSON file of molecules that were not trained on, as in a recipe."),
     ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(help="The model it was fine-tuned from: lengths it knows are usual too."),
+    ] = None,
     frames: Annotated[int, typer.Option(min=2, help="Look at so many frames at most.")] = 20_000,
     energy_key: EnergyKey = None,
     forces_key: ForcesKey = None,
@@ -43,7 +47,9 @@ def guard(
     records = read_data(data, energy_key=energy_key, forces_key=forces_key, units=units)
     say(f"read {counted(len(records), 'frame')} from {counted(len(data), 'file')}")
     began = time.perf_counter()
-    info, split = add_guard(path, records, out, held_out, frames)
+    info, split = add_guard(
+        path, records, out, held_out, frames, None if start is None else resolve(start)
+    )
     told = info.extrapolation
     assert told is not None
     say(

@@ -17,6 +17,10 @@ than they did. That it takes so much follows from the spacings of an exponential
 on average its width times the sum (Rényi, Acta Math. Hung. 4, 191 (1953)). Thermal tails fall
 faster, so it is taken off generously. Of bonds, a larger share is counted as torn; those that are
 whole swing further than that, and t is at least 3.
+
+A model that was fine-tuned knows the lengths of the training set that it began from too: of the two
+gaps the smaller counts. The N...H of a ring that few frames have not caught at 2.7 Å is no news to
+a network that has seen it in thousands of molecules; a bond that tears is in neither set.
 """
 
 from collections.abc import Sequence
@@ -111,6 +115,15 @@ class Coverage(nn.Module):
         left, right = (table[start + below + k].to(place) for k in (0, 1))
         gaps = torch.lerp(left, right, place - below) * _UNIT
         return near, torch.where((row[pairs] >= 0).all(0), gaps, 0.0)
+
+    def know(self, other: "Coverage", row: Tensor) -> None:
+        """Count as known what another table knows; ``row`` [K], of each element of this one in
+        that, -1 where it has it not."""
+        at = self.rows.among(other.rows, row.clamp(min=0))
+        there, (first, second) = row >= 0, self.rows.upper
+        hydrogen = there[self.rows.hydrogen : self.rows.hydrogen + 1].any()
+        both = torch.cat([there[first] & there[second], there & hydrogen])
+        self.gaps = torch.where(both[:, None], self.gaps.minimum(other.gaps[at]), self.gaps)
 
     def worst(self, row: Tensor, graph: Graph, lengths: Tensor, atom: int) -> Pair | None:
         """The neighbour of an atom at the largest gap; None if it has no gap."""

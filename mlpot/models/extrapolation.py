@@ -65,6 +65,9 @@ class ExtrapolationInfo(BaseModel):
     apart: float | None = Field(
         None, gt=0, description="Å, from usual lengths of pairs, at grade 1; None in older files"
     )
+    lengths_of_start: bool = Field(
+        False, description="whether lengths that the model it began from knows are usual too"
+    )
     reaches: tuple[float, ...] = Field(
         (), description="Å, of the neighbours whose hidden layers count; none in older files"
     )

@@ -62,7 +62,10 @@ _STACKED = [name for name in _Atoms._fields if name != "edge_index"]
 
 
 def fit(
-    potential: Potential, training: Iterable[Labelled], held_back: Iterable[Labelled]
+    potential: Potential,
+    training: Iterable[Labelled],
+    held_back: Iterable[Labelled],
+    start: Extrapolation | None = None,
 ) -> Extrapolation:
     """Statistics of a training set.
 
@@ -70,6 +73,7 @@ def fit(
         potential: the trained model.
         training: batches of its training frames.
         held_back: batches of frames like those, which it was not trained on.
+        start: statistics of the model that it was fine-tuned from, whose lengths it knows too.
 
     Raises:
         InputError: no frames, or fewer than two atoms of every element.
@@ -93,6 +97,7 @@ def fit(
         width=known.hidden.shape[1],
         unit=1.0,
         apart=1.0,
+        lengths_of_start=start is not None and start.pairs is not None,
         reaches=REACHES,
         frames=int(known.frame[-1]) + 1,
         held_back=int(others.frame[-1]) + 1,
@@ -101,6 +106,9 @@ def fit(
     _fit_distance(fitted, known.hidden, row)
     _fit_error(fitted, known, row)
     fitted.pairs = counts.coverage(info.elements)
+    if info.lengths_of_start:
+        assert start is not None and start.pairs is not None
+        fitted.pairs.know(start.pairs.cpu(), start.row.cpu()[elements])
     _set_line(fitted, others)
     return fitted.to(dtype=potential.scale.dtype, device=potential.scale.device)
 

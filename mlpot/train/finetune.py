@@ -28,7 +28,14 @@ from mlpot.data.references import (
 from mlpot.data.splits import Split, load_split, make_split, save_split, split_held_out
 from mlpot.errors import DataError, InputError
 from mlpot.graph import Graph
-from mlpot.models.checkpoint import ModelInfo, build, load, load_potential, save
+from mlpot.models.checkpoint import (
+    ModelInfo,
+    build,
+    load,
+    load_extrapolation,
+    load_potential,
+    save,
+)
 from mlpot.models.potential import Denoiser, Potential, Prediction
 from mlpot.models.priors import REACH
 from mlpot.models.visnet import ViSNetConfig
@@ -163,7 +170,8 @@ def finetune(
 
     module = EnergyForceModule(model.train(), config, info.architecture())
     fit(module, batches["train"], batches["validation"], out, keep, progress, report)
-    best, described = _guarded(out / "model.safetensors", records, split, report)
+    began = None if source is None or source[1].extrapolation is None else Path(str(start))
+    best, described = _guarded(out / "model.safetensors", records, split, began, report)
     held_back = split.test if len(split.test) else split.validation
     errors = evaluate(best, [records[i] for i in held_back], config.loop.batch_atoms)
     report(f"{'test' if len(split.test) else 'validation'}: {errors.describe()}")
@@ -171,7 +179,11 @@ def finetune(
 
 
 def _guarded(
-    path: Path, records: Sequence[Record], split: Split, report: Callable[[str], None]
+    path: Path,
+    records: Sequence[Record],
+    split: Split,
+    start: Path | None,  # a file that knows what it was trained on
+    report: Callable[[str], None],
 ) -> tuple[Potential, ModelInfo]:
     """The best model, whose file now knows what it was trained on."""
     best, described = load_potential(path)
@@ -180,7 +192,8 @@ def _guarded(
             report("noting what the model was trained on, for the guard of simulations")
         train, held_back = ([records[i] for i in p] for p in (split.train, split.validation))
         try:
-            described = save(best, described, path, fit_guard(best, train, held_back))
+            known = None if start is None else load_extrapolation(start)
+            described = save(best, described, path, fit_guard(best, train, held_back, start=known))
         except InputError as error:
             report(f"note: simulations with this model run without a guard: {error}")
     return best, described

@@ -9,7 +9,7 @@ from mlpot.data.record import Record, check_records
 from mlpot.data.splits import Split, load_split, make_split, split_held_out
 from mlpot.errors import DataError
 from mlpot.graph import to
-from mlpot.models.checkpoint import ModelInfo, load_potential, save
+from mlpot.models.checkpoint import ModelInfo, load_extrapolation, load_potential, save
 from mlpot.models.extrapolation import Extrapolation
 from mlpot.models.extrapolation_fit import Labelled, fit
 from mlpot.models.potential import Potential
@@ -27,6 +27,7 @@ def fit_guard(
     held_back: Sequence[Record],
     frames: int = FRAMES,
     batch_atoms: int = 512,
+    start: Extrapolation | None = None,
 ) -> Extrapolation:
     """Statistics of the frames that a model was trained on.
 
@@ -34,12 +35,13 @@ def fit_guard(
         training: frames it was trained on, with forces.
         held_back: frames of the same kind that it was not trained on; they set the line.
         frames: of each at most so many, evenly spaced (of those held back, at most 4,000).
+        start: statistics of the model that it was fine-tuned from, whose lengths it knows too.
 
     Raises:
         InputError: there are too few frames.
     """
     parts = _spread(training, frames), _spread(held_back, min(frames, HELD_BACK))
-    return fit(model, *(_batches(model, part, batch_atoms) for part in parts))
+    return fit(model, *(_batches(model, part, batch_atoms) for part in parts), start)
 
 
 def add_guard(
@@ -48,6 +50,7 @@ def add_guard(
     out: Path | None = None,
     held_out: str | Path | None = None,
     frames: int = FRAMES,
+    start: str | Path | None = None,
 ) -> tuple[ModelInfo, str]:
     """Fit the statistics of the guard, and write the model with them.
 
@@ -58,13 +61,16 @@ def add_guard(
         held_out: JSON file of the molecules that were not trained on. Without one, the
             split.json beside the model decides, if it is of these records, and else a tenth is
             held back at random (of the molecules, if there are ten or more).
+        start: file of the model that it was fine-tuned from, whose lengths it knows too.
 
     Returns:
         the new description, and how the frames were split.
 
     Raises:
         DataError: frames without forces, or with an element that the model does not cover.
+        ModelFileError: ``start`` holds no statistics.
     """
+    begun = None if start is None else load_extrapolation(start)
     model, info = load_potential(path)
     records = [r for r in records if len(r.numbers) > 1]  # isolated atoms have no forces
     check_records(records, need_energy=False, need_forces=True)
@@ -77,7 +83,7 @@ def add_guard(
         )
     split, told = _split(path, records, held_out)
     training, held_back = ([records[i] for i in part] for part in (split.train, split.validation))
-    fitted = fit_guard(model, training, held_back, frames)
+    fitted = fit_guard(model, training, held_back, frames, start=begun)
     return save(model, info, out or path, fitted), told
 
 

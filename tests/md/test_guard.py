@@ -694,7 +694,7 @@ def write_xyz(path: Path, records: list[Record]) -> Path:
 
 
 def test_finetuning_leaves_statistics_of_its_own_frames(guarded: Path, tmp_path: Path) -> None:
-    """Not those of the model it started from."""
+    """Not those of the model it started from, but for the lengths that this knows."""
     atoms = ethanol()
     numbers, positions = atoms.numbers.astype(np.int64), atoms.positions
     records = [
@@ -707,6 +707,10 @@ def test_finetuning_leaves_statistics_of_its_own_frames(guarded: Path, tmp_path:
     before = load_potential(guarded)[1].extrapolation
     assert info.extrapolation is not None and before is not None
     assert (info.extrapolation.frames, info.extrapolation.held_back) == (40, 20)
+    assert info.extrapolation.lengths_of_start and not before.lengths_of_start
+    tables = [load_extrapolation(path).pairs for path in (tmp_path / MODEL, guarded)]
+    assert tables[0] is not None and tables[1] is not None
+    assert (tables[0].gaps <= tables[1].gaps).all()
     assert info.extrapolation != before and load_potential(tmp_path / MODEL)[1] == info
     wide = FeatureGrader(tmp_path / MODEL).bind(numbers)
     narrow = FeatureGrader(guarded).bind(numbers)
@@ -726,7 +730,7 @@ def test_too_few_frames_cost_the_guard_and_not_the_model(guarded: Path, tmp_path
     config = FinetuneConfig.model_validate({"validation": 1, "test": 0, "loop": loop})
     guard_of = "mlpot.train.finetune.fit_guard"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(guard_of, lambda *_: (_ for _ in ()).throw(InputError("too few")))
+        patch.setattr(guard_of, lambda *_, **__: (_ for _ in ()).throw(InputError("too few")))
         info, _ = finetune(records, config, tmp_path, None, progress=False, report=lines.append)
     assert info.extrapolation is None
     assert any("without a guard: too few" in line for line in lines)
@@ -739,7 +743,7 @@ def command(*args: object) -> Result:
     return CliRunner().invoke(app, ["guard", *(str(a) for a in args)])
 
 
-def test_the_command_adds_statistics(soft_model: Path, tmp_path: Path) -> None:
+def test_the_command_adds_statistics(soft_model: Path, guarded: Path, tmp_path: Path) -> None:
     atoms = ethanol()
     records = frames_of(soft_model, atoms.numbers.astype(np.int64), atoms.positions, 0.05)
     data = write_xyz(tmp_path / "data.xyz", records)
@@ -754,6 +758,13 @@ def test_the_command_adds_statistics(soft_model: Path, tmp_path: Path) -> None:
     assert np.array_equal(old(atoms.numbers, x).forces, new(atoms.numbers, x).forces)
     few = command(soft_model, data, "--out", tmp_path / "few.safetensors", "--frames", 20)
     assert "18 training frames" in few.stdout
+    begun = command(soft_model, data, "--out", tmp_path / "next.safetensors", "--start", guarded)
+    assert begun.exit_code == 0, begun.output
+    known = load(tmp_path / "next.safetensors").info.extrapolation
+    assert known is not None and known.lengths_of_start
+    blind = command(soft_model, data, "--out", tmp_path / "no.safetensors", "--start", soft_model)
+    assert blind.exit_code and "holds no statistics" in " ".join(blind.output.split())
+    assert not (tmp_path / "no.safetensors").exists()
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,42 @@ def test_counts_are_those_of_pairs_in_any_order() -> None:
     assert torch.equal(part.gaps[:3], counts.coverage([1, 6, 8]).gaps[3:6])
 
 
+def random_coverage(elements: list[int], seed: int) -> Coverage:
+    made, random = Coverage(elements), torch.Generator().manual_seed(seed)
+    made.gaps.random_(1, 256, generator=random)
+    return made
+
+
+@pytest.mark.parametrize("others", [[1, 6, 7, 8], [6, 8], [1, 8], [7]])
+def test_what_the_start_knows_is_known(others: list[int]) -> None:
+    """The smaller of two gaps where both tables have the pair, and else its own."""
+    elements = [1, 6, 8]
+    mine, start = random_coverage(elements, 1), random_coverage(others, 2)
+    both = Coverage(elements)
+    both.gaps = mine.gaps.clone()
+    both.know(start, torch.tensor([others.index(z) if z in others else -1 for z in elements]))
+    # of a C-O-H with a second H, so that both rows of hydrogen are asked for
+    numbers = torch.tensor([6, 8, 1, 1])
+    i, j = torch.triu_indices(4, 4, 1)
+    edges = torch.stack([torch.cat([i, j]), torch.cat([j, i])])
+    shared = torch.tensor([all(int(numbers[k]) in others for k in pair) for pair in edges.T])
+
+    def gaps_in(table: Coverage, of: list[int], lengths: Tensor) -> Tensor:
+        row = torch.tensor([of.index(z) if z in of else -1 for z in numbers.tolist()])
+        return table.edges(row, edges, lengths)[1]
+
+    random, changed = torch.Generator().manual_seed(0), 0
+    for _ in range(20):
+        # at nodes of the tables: between them a minimum of lines is no line of minima
+        lengths = 0.02 * torch.randint(40, 149, (6,), generator=random).double().repeat(2)
+        own, known = gaps_in(mine, elements, lengths), gaps_in(start, others, lengths)
+        expected = torch.where(shared, own.minimum(known), own)
+        found = gaps_in(both, elements, lengths)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+        changed += int((found < own).sum())
+    assert (changed > 0) == bool(shared.any())
+
+
 def test_a_bond_that_tears_is_not_taken_for_a_hydroxyl_group() -> None:
     """C and H of C-O-H are as far apart as those of a bond that has torn."""
     rng, counts = np.random.default_rng(0), PairCounts([1, 6, 8])
@@ -209,6 +245,26 @@ def test_water_dimers_between_those_of_training_are_inside(model: Potential) -> 
     assert [length_grades(known, water_dimer(x)).max() for x in (2.7, 2.9, 3.3, 4.0)] == [0.0] * 4
     assert length_grades(known, water_dimer(2.2)).max() > 3  # H...O at 1.24 Å
     assert length_grades(known, water_dimer(12.0)).max() == 0  # alone is another question
+
+
+def test_few_frames_after_many(model: Potential) -> None:
+    """What is usual among the many is so for a model that was fine-tuned on the few; what tears is
+    in neither, and the network is another."""
+    many = thermal(ethanol(), 200, seed=1, width=0.06)
+    few = thermal(ethanol(), 12, seed=2, width=0.01)
+    start = fit(model, labelled(model, many), labelled(model, many[:50]))
+    alone = fit(model, labelled(model, few[:8]), labelled(model, few[8:]))
+    known = fit(model, labelled(model, few[:8]), labelled(model, few[8:]), start)
+    assert known.info.lengths_of_start and not alone.info.lengths_of_start
+
+    def worst(of: Extrapolation, frames: list[Atoms]) -> float:
+        return float(np.median([length_grades(of, atoms).max() for atoms in frames]))
+
+    usual = thermal(ethanol(), 20, seed=3, width=0.06)
+    torn = [stretched(atoms, 0, 6, 0.45) for atoms in thermal(ethanol(), 5, seed=4, width=0.01)]
+    assert worst(alone, usual) > 1 and worst(known, usual) < 1
+    assert worst(known, torn) > 2
+    assert torch.equal(known.mean, alone.mean) and torch.equal(known.far, alone.far)
 
 
 def test_a_bond_through_the_wall_of_a_box(fitted: Extrapolation) -> None:
