@@ -201,8 +201,9 @@ def _beside(result: Json, name: str) -> list[str]:
 def _guards(result: Json) -> list[str]:
     """What the models' guards said: a false alarm is only one at the temperature of training."""
     head = [
-        "Each model's guard knows its few frames, and the lengths between atoms that the pretrained",
-        "model knew. It looked on and ended nothing; flagged before means while every bond was whole.",
+        "Each model's guard knows its few frames, and the lengths between atoms that a pretrained",
+        "start knew. It looked on and ended nothing; flagged before means while every bond was",
+        "whole.",
         "",
         f"| guard | from | flagged of the whole, {ROOM:g} K | flagged before of the broken, all K "
         "| median lead, ps |",
