@@ -40,8 +40,9 @@ def fit_guard(
     Raises:
         InputError: there are too few frames.
     """
-    parts = _spread(training, frames), _spread(held_back, min(frames, HELD_BACK))
-    return fit(model, *(_batches(model, part, batch_atoms) for part in parts), start)
+    seen = _batches(model, _spread(training, frames), batch_atoms)
+    others = _batches(model, _spread(held_back, min(frames, HELD_BACK)), batch_atoms)
+    return fit(model, seen, others, start)
 
 
 def add_guard(
