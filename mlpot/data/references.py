@@ -17,6 +17,13 @@ from mlpot.units import HARTREE_TO_EV, KCAL_PER_MOL_TO_EV, KJ_PER_MOL_TO_EV
 #: eV per atom; bonds are worth less than 10, a wrong unit hundreds or thousands
 SUSPICIOUS = 100.0
 
+#: eV per atom and share of the references, within which a unit explains energies: what bonds and
+#: another functional or basis are worth
+_EXPLAINED = 10.0, 0.02
+
+#: correlation with a model's energies, from which on their differences tell the unit
+_TELLING = 0.5
+
 _UNITS = {
     "hartree": HARTREE_TO_EV,
     "kcal/mol": KCAL_PER_MOL_TO_EV,
@@ -91,18 +98,30 @@ def reference_sum(records: Sequence[Record], references: Mapping[int, float]) ->
     return counts @ np.array([references[z] for z in elements], dtype=np.float64)
 
 
-def check_units(records: Sequence[Record], references: Mapping[int, float]) -> None:
-    """Refuse energies that are more than 100 eV per atom off references (median frame).
+def check_units(
+    records: Sequence[Record],
+    references: Mapping[int, float],
+    predicted: Sequence[float] | None = None,
+) -> None:
+    """Refuse energies that are more than 100 eV per atom off references (median frame), if another
+    unit explains it.
+
+    Energies of another kind (valence electrons only: GFN2-xTB, pseudopotentials; atomisation) are
+    as far off, and may by chance look like a unit. Where a model's own energies are given, its
+    differences between frames of one composition decide.
 
     Args:
         records: frames; those without energy are ignored.
         references: {atomic number: eV} of about the same level of theory, not fitted to these
             very records (they would agree whatever the unit).
+        predicted: eV, a model's energies of all the records.
 
     Raises:
         DataError: wrong units suspected, with the unit that would fit; an element without
             reference.
     """
+    if predicted is not None:
+        predicted = [e for e, r in zip(predicted, records, strict=True) if r.energy is not None]
     records = [r for r in records if r.energy is not None]
     if not records:
         return
@@ -122,14 +141,37 @@ def check_units(records: Sequence[Record], references: Mapping[int, float]) -> N
         for unit, f in _UNITS.items()
     }
     remedy = min(remedies, key=lambda text: off(remedies[text]))
-    if off(remedies[remedy]) > SUSPICIOUS:
-        # No unit explains it: valence electrons only (GFN2-xTB, pseudopotentials), or
-        # atomisation. References of that kind are far from these, and are fitted anew.
+    floor, share = _EXPLAINED
+    explained = max(floor, share * abs(float(np.median(wanted / atoms))))
+    if off(remedies[remedy]) > explained:
+        return  # another kind of energy, whose references are fitted anew
+    if predicted is not None and _fits(records, energies, predicted, remedies[remedy]):
         return
     raise DataError(
         f"wrong units suspected: the energies are {off(1.0):.0f} eV per atom away from the "
         f"reference energies (median frame); {remedy}"
     )
+
+
+def _fits(
+    records: Sequence[Record],
+    energies: NDArray[np.float64],
+    predicted: Sequence[float],
+    factor: float,
+) -> bool:
+    """Are differences of energies between frames of one composition as a model predicts them, more
+    than if they were multiplied by ``factor``? False where they say nothing."""
+    _, same = np.unique([str(sorted(r.numbers)) for r in records], return_inverse=True)
+    count = np.bincount(same)
+    x, y = (
+        values - (np.bincount(same, values) / count)[same]
+        for values in (np.asarray(predicted, dtype=np.float64), energies)
+    )
+    norm = float(np.sqrt(x @ x * (y @ y)))
+    if norm == 0 or x @ y < _TELLING * norm or len(x) - len(count) < 2:
+        return False
+    ratio = float(np.sqrt(y @ y / (x @ x)))
+    return bool(abs(np.log(ratio)) < abs(np.log(ratio * factor)))
 
 
 def _from_atoms(isolated: Sequence[Record]) -> dict[int, float]:

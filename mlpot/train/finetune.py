@@ -356,9 +356,9 @@ def _shifted_references(
     """
     sample = records[:: max(1, len(records) // 1000)]
     known = {z: float(source.reference_energies[z]) for z in source.elements}
-    check_units(sample, known)
     explained = np.array(_interaction(source, sample, config.loop.batch_atoms))
     explained += reference_sum(sample, known)
+    check_units(sample, known, explained.tolist())
     rest = [
         replace(r, energy=(r.energy or 0.0) - e) for r, e in zip(sample, explained, strict=True)
     ]

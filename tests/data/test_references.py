@@ -136,6 +136,39 @@ def test_energies_of_another_kind_are_no_suspicion() -> None:
     check_units([replace(r, energy=(r.energy or 0.0) * 0.095) for r in records], references)
 
 
+def drifting(factor: float, shift: float) -> tuple[list[Record], dict[int, float], list[float]]:
+    """Frames of one molecule, {atomic number: eV}, and what a model says of them; labels are that,
+    ``shift`` eV off and then ``factor`` times as large."""
+    rng = np.random.default_rng(0)
+    references = {1: -16.0, 6: -1036.0, 16: -10832.0}
+    numbers = [16, 6, 1, 1, 1, 1]
+    predicted = sum(references[z] for z in numbers) + rng.normal(0.0, 0.2, 30)
+    told = (predicted + rng.normal(0.0, 0.05, 30) + shift) * factor
+    return [replace(frame(numbers), energy=float(e)) for e in told], references, list(predicted)
+
+
+def test_energies_that_only_look_like_a_unit_are_told_by_their_differences() -> None:
+    """GFN2-xTB's energy of a thiol is by chance its all-electron energy over 23.06."""
+    whole = 10832.0 + 1036.0 + 4 * 16.0
+    records, references, predicted = drifting(1.0, whole - whole / 23.1)
+    check_units(records, references, predicted)
+    with pytest.raises(DataError, match="converted from kcal/mol"):  # nothing else to go by
+        check_units(records, references)
+    with pytest.raises(DataError, match="converted from kcal/mol"):  # nor have one or two frames
+        check_units(records[:1], references, predicted[:1])
+    some = [replace(records[0], energy=None), *records[1:]]
+    check_units(some, references, predicted)
+
+
+def test_units_that_are_wrong_stay_so_whatever_a_model_predicts() -> None:
+    records, references, predicted = drifting(1 / 23.0605, 0.0)
+    with pytest.raises(DataError, match="converted from kcal/mol"):
+        check_units(records, references, predicted)
+    noise = np.random.default_rng(1).normal(0.0, 0.2, 30).tolist()  # which tells nothing
+    with pytest.raises(DataError, match="converted from kcal/mol"):
+        check_units(records, references, noise)
+
+
 def test_one_odd_frame_is_no_suspicion() -> None:
     records = read(FILES / "rmd17_aspirin_3.xyz")
     references = reference_energies([], read(FILES / "acac_isolated_atoms.xyz"))
