@@ -103,7 +103,9 @@ def _intro(result: Json) -> list[str]:
     ]
     lines += [f"Left out: {name} ({why})." for name, why in result["absent"].items()]
     if missing := _missing(result):
-        lines.append(f"Not finished: {missing} models are still to be made.")
+        lines.append(
+            f"Not finished: {missing} models are still to be made, and rows may lack molecules."
+        )
     lines += [f"Not counted, {key}: {why}." for key, why in result.get("failed", {}).items()]
     return lines
 

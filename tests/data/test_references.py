@@ -154,7 +154,7 @@ def test_energies_that_only_look_like_a_unit_are_told_by_their_differences() -> 
     check_units(records, references, predicted)
     with pytest.raises(DataError, match="converted from kcal/mol"):  # nothing else to go by
         check_units(records, references)
-    with pytest.raises(DataError, match="converted from kcal/mol"):  # nor have one or two frames
+    with pytest.raises(DataError, match="converted from kcal/mol"):  # nor has one frame
         check_units(records[:1], references, predicted[:1])
     some = [replace(records[0], energy=None), *records[1:]]
     check_units(some, references, predicted)

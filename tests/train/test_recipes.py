@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -354,6 +355,22 @@ def test_runs_of_before_there_were_torsions_go_on(records: list[Record], tmp_pat
     with pytest.raises(InputError, match=r"config\.json: torsions\)"):
         other = settings.model_copy(update={"torsions": 20.0})
         pretrain(records, other, tmp_path, progress=False)
+
+
+def test_valence_energies_that_look_like_a_unit_are_learned(
+    records: list[Record], tmp_path: Path
+) -> None:
+    """GFN2-xTB's are a small part of all-electron energies, by chance one that a unit explains."""
+    teacher = save_random_model(tmp_path / "teacher.safetensors", scale=1.0)
+    whole = np.median([r.energy or 0.0 for r in records])
+    valence = [replace(r, energy=(r.energy or 0.0) - whole * (1 - 1 / 23.06)) for r in records]
+    settings = config(loop=loop(steps=2, validate_every=2))
+    _, errors = finetune(valence, settings, tmp_path / "valence", teacher, progress=False)
+    assert np.isfinite(errors.energy_mae)
+    energies = [(r.energy or 0.0) / 23.06 for r in records]  # and these are wrong
+    wrong = [replace(r, energy=e) for r, e in zip(records, energies, strict=True)]
+    with pytest.raises(DataError, match="wrong units"):
+        finetune(wrong, settings, tmp_path / "wrong", teacher, progress=False)
 
 
 def test_nan_predictions_are_not_hidden(records: list[Record], tmp_path: Path) -> None:
