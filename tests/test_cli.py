@@ -8,10 +8,13 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 from typer.testing import CliRunner, Result
 
+from mlpot import MLPotCalculator
 from mlpot.cli import app
 from mlpot.zoo import available_models
 from tests.helpers import save_random_model
@@ -158,6 +161,20 @@ def test_evaluate_by_subset_and_in_all(tmp_path: Path, model: Path) -> None:
     assert told["total"]["energy_mae"] == pytest.approx(mean)
     square = (2 * few["force_rmse"] ** 2 + 6 * many["force_rmse"] ** 2) / 8
     assert told["total"]["force_rmse"] ** 2 == pytest.approx(square)
+
+
+def test_evaluate_takes_valence_energies_that_look_like_a_unit(tmp_path: Path, model: Path) -> None:
+    """Their differences between frames are the model's; those of a wrong unit are not."""
+    frames, calculator = read(ASPIRIN, index=":8"), MLPotCalculator(model)
+    energies = np.array([calculator.get_potential_energy(frame) for frame in frames])
+    valence = energies - np.median(energies) * (1 - 1 / 23.06)
+    for name, values in (("valence", valence), ("wrong", energies / 23.06)):
+        for frame, energy in zip(frames, values, strict=True):
+            labels = {"energy": float(energy), "forces": 0 * frame.positions}
+            frame.calc = SinglePointCalculator(frame, **labels)
+        write(tmp_path / f"{name}.xyz", frames, format="extxyz")
+    assert "another level of theory" in succeeds("evaluate", model, tmp_path / "valence.xyz")
+    assert "converted from kcal/mol" in refuses("evaluate", model, tmp_path / "wrong.xyz")
 
 
 def test_md_of_smiles_in_ase(tmp_path: Path, model: Path) -> None:

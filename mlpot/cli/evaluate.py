@@ -85,7 +85,6 @@ def evaluate(
 def _check(records: "list[Record]", model: "DeployedModel") -> None:
     """What would give meaningless errors is refused before anything is computed."""
     from mlpot.data.record import check_records
-    from mlpot.data.references import check_units
     from mlpot.deploy.metadata import check_system
     from mlpot.errors import DataError, UnsupportedSystemError
 
@@ -100,7 +99,25 @@ def _check(records: "list[Record]", model: "DeployedModel") -> None:
             check_system(model.info, record.numbers, record.charge)
         except UnsupportedSystemError as error:
             raise UnsupportedSystemError(f"frame {index} ({record.subset}): {error}") from error
-    check_units(records, model.info.reference_energies)
+    _check_units(records, model)
+
+
+def _check_units(records: "list[Record]", model: "DeployedModel") -> None:
+    """By the model's own energies as well, which cost something, where there is a suspicion."""
+    from mlpot.data.loader import GraphLoader
+    from mlpot.data.references import check_units
+    from mlpot.errors import DataError
+    from mlpot.graph import to
+
+    references = model.info.reference_energies
+    try:
+        check_units(records, references)
+    except DataError:
+        sample = records[:: max(1, len(records) // 200)]
+        batches = GraphLoader(sample, model.cutoff, shuffle=False, dtype=model.dtype)
+        graphs = [to(batch.graph, model.device, model.dtype) for batch in batches]
+        energies = [float(e) for graph in graphs for e in model.predict(graph).energy]
+        check_units(sample, references, energies)
 
 
 def _errors(model: "DeployedModel", records: "list[Record]") -> "Errors":
