@@ -301,7 +301,9 @@ def test_the_readme_is_told_what_there_is(tmp_path: Path, monkeypatch: pytest.Mo
     assert brief.lines(tmp_path) == []
     (tmp_path / "calibration-standard.json").write_text(json.dumps(calibration))
     (tmp_path / "runs-calm.json").write_text(json.dumps(kept))
-    costs = {"rows": {"CCO": {"openmm_percent": 4.25, "atoms": 9}}}
+    shares = {"cost_percent": 4.25, "openmm_percent": -1.0, "replicas_percent": 11.0}
+    large = {"cost_percent": 2.0, "openmm_percent": 3.0, "replicas_percent": 2.0, "atoms": 99}
+    costs = {"rows": {"CCO": {**shares, "atoms": 9}, "large": large}}
     (tmp_path / "cost.json").write_text(json.dumps(costs))
     acac, druglike, calm, warm, cost_line = brief.lines(tmp_path)
     assert "3 times" in acac and "0.950 of frames, 0.910 of atoms; the goal of 0.9 is met" in acac
@@ -311,7 +313,11 @@ def test_the_readme_is_told_what_there_is(tmp_path: Path, monkeypatch: pytest.Mo
         and "1 molecules, 5 ps" not in calm
     )
     assert "flagged before the break: 3 of 4, 75 %" in warm
-    assert "+4.2 % of 9 atoms" in cost_line
+    assert "4.2 % with 9 atoms, 2.0 % with 99 atoms; the goal of less than 10 % is met" in cost_line
+    assert "differ by -1.0 to +11.0 %" in cost_line
+    costs["rows"]["large"]["cost_percent"] = 10.5
+    (tmp_path / "cost.json").write_text(json.dumps(costs))
+    assert "the goal of less than 10 % is missed" in brief.lines(tmp_path)[-1]
     monkeypatch.setattr(brief, "RESULTS", tmp_path)
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{brief.START}\n{brief.END}\nafter\n")
