@@ -175,6 +175,12 @@ def test_evaluate_takes_valence_energies_that_look_like_a_unit(tmp_path: Path, m
         write(tmp_path / f"{name}.xyz", frames, format="extxyz")
     assert "another level of theory" in succeeds("evaluate", model, tmp_path / "valence.xyz")
     assert "converted from kcal/mol" in refuses("evaluate", model, tmp_path / "wrong.xyz")
+    some = [frames[i % 8].copy() for i in range(408)]  # so many that a sample decides
+    for i, frame in enumerate(some):
+        energy = {"energy": float(energies[i % 8]) / 23.06} if i % 2 else {}
+        frame.calc = SinglePointCalculator(frame, forces=0 * frame.positions, **energy)
+    write(tmp_path / "some.xyz", some, format="extxyz")
+    assert "converted from kcal/mol" in refuses("evaluate", model, tmp_path / "some.xyz")
 
 
 def test_md_of_smiles_in_ase(tmp_path: Path, model: Path) -> None:

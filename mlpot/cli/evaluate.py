@@ -107,16 +107,15 @@ def _check_units(records: "list[Record]", model: "DeployedModel") -> None:
     from mlpot.data.loader import GraphLoader
     from mlpot.data.references import check_units
     from mlpot.errors import DataError
-    from mlpot.graph import to
 
     references = model.info.reference_energies
     try:
         check_units(records, references)
     except DataError:
-        sample = records[:: max(1, len(records) // 200)]
+        told = [r for r in records if r.energy is not None]  # or a sample might hold none
+        sample = told[:: max(1, len(told) // 200)]
         batches = GraphLoader(sample, model.cutoff, shuffle=False, dtype=model.dtype)
-        graphs = [to(batch.graph, model.device, model.dtype) for batch in batches]
-        energies = [float(e) for graph in graphs for e in model.predict(graph).energy]
+        energies = [float(e) for batch in batches for e in model.predict(batch.graph).energy]
         check_units(sample, references, energies)
 
 
