@@ -17,6 +17,10 @@ class DataError(InputError):
     """A data file that is truncated, lacks labels, or is in other units than it says."""
 
 
+class DivergedError(InputError):
+    """A training whose loss is no number any more."""
+
+
 class ModelFileError(MLPotError):
     """Weights or an exported model that cannot be trusted: truncated, altered, unknown format."""
 

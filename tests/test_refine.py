@@ -29,6 +29,7 @@ from mlpot.cli.refine import refine as refine_command
 from mlpot.data.formats import read
 from mlpot.data.formats.extxyz import write_extxyz
 from mlpot.data.labellers import labeller
+from mlpot.data.loader import GraphLoader
 from mlpot.data.record import Record
 from mlpot.deploy.grader import FeatureGrader, Grader
 from mlpot.errors import DataError, InputError, MLPotError, UnsupportedSystemError
@@ -37,7 +38,7 @@ from mlpot.md.guard import Guard, ReplicaGuard
 from mlpot.md.replicas import Replicas
 from mlpot.md.structure import Structure, read_structure
 from mlpot.models.checkpoint import load_potential
-from mlpot.train import finetune as finetuning
+from mlpot.train import guard as guarding
 from mlpot.train.finetune import EnergyForceModule, FinetuneConfig
 from mlpot.train.guard import add_guard
 from mlpot.train.loop import quiet
@@ -268,7 +269,7 @@ def deaths() -> list[tuple[Any, str, Any]]:
         (refining, "write_labelled", dying(refining.write_labelled)),
         (refining, "write_labelled", dying(refining.write_labelled, after=True)),
         (EnergyForceModule, "training_step", train),
-        (finetuning, "fit_guard", dying(finetuning.fit_guard)),
+        (guarding, "fit_guard", dying(guarding.fit_guard)),
         (refining, "write_atomically", dying(refining.write_atomically)),
         (recording.Journal, "add", dying(recording.Journal.add)),
         (recording.Journal, "add", dying(recording.Journal.add, after=True)),
@@ -387,10 +388,92 @@ def test_later_rounds_without_a_usable_label_end_it(
     monkeypatch.setattr(refining, "_strongest", lambda record: 99.0)
     told = refine(structure, start, tmp_path / "first", settings=settings(rounds=2), labeller=how)
     assert told["outcome"].startswith("stuck: no flagged frame")
+    assert "6 had forces beyond --max-force" in told["outcome"]
     row = told["rounds"][1]
     assert not row["trained"] and row["frames"]["left_out"] == row["frames"]["chosen"] == 6
     before = RoundFiles(tmp_path / "first", 0).model.read_bytes()
     assert (tmp_path / "first" / "model.safetensors").read_bytes() == before
+
+
+def test_broken_before_there_is_a_frame_is_no_result(
+    structure: Structure, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the start model does not pass for one."""
+    monkeypatch.setattr(refining, "read_frames", lambda path: [])
+    told = refine(structure, start, tmp_path / "out")
+    assert told["outcome"].startswith("stuck: the simulations broke")
+    assert "--data" in told["outcome"]
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    app = typer.Typer(cls=Group)
+    app.command("refine")(refine_command)
+    app.command("other")(lambda: None)
+    monkeypatch.setattr(refining, "refine", lambda *_, **__: told)
+    options = ["--with", SPRINGS, "--out", str(tmp_path / "out"), "--model", str(start)]
+    result = CliRunner().invoke(app, ["refine", "CCO", *options])
+    assert result.exit_code == 1 and "error: stuck: the simulations broke" in result.stderr
+    assert "wrote" not in result.output
+
+
+def test_own_frames_are_known_when_frames_are_chosen(
+    whole: tuple,
+    structure: Structure,
+    start: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own, seen = read(RoundFiles(whole[0], 0).labels), []
+    other = replace(own[0], numbers=own[0].numbers[:3], positions=own[0].positions[:3])
+    other = replace(other, forces=own[0].forces[:3])  # another molecule tells nothing
+
+    def noted(candidates: Any, known: Any, *options: Any) -> Any:
+        seen.append(known)
+        return choose(candidates, known, *options)
+
+    monkeypatch.setattr(refining, "choose", noted)
+    few = settings(rounds=1, temperatures=(COLD,))
+    refine(structure, start, tmp_path / "out", data=[*own, other], settings=few)
+    assert [r.positions.tobytes() for r in seen[0]] == [r.positions.tobytes() for r in own]
+
+
+def test_flagged_frames_draw_the_line_where_they_were_learned(
+    whole: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two calm frames, one flagged that the model knows, one that it is wrong about."""
+    model, _ = load_potential(RoundFiles(whole[0], 1).model)
+    frames = read(RoundFiles(whole[0], 0).labels)[:4]
+    model.eval()
+    off = [0.1, 0.2, 0.4, 0.6]  # eV/Å, on one atom; 0.45 is three times the median of the first two
+    records = []
+    for record, error in zip(frames, off, strict=True):
+        graph = next(iter(GraphLoader([record], model.cutoff, 100, shuffle=False))).graph
+        forces = model(graph).forces.detach().double().numpy()
+        forces[3, 1] += error
+        records.append(replace(record, forces=forces))
+    calm = [r.positions.tobytes() for r in records[:2]]
+    kept = guarding.learned(model, records, lambda r: r.positions.tobytes() in calm)
+    assert [any(r is k for k in kept) for r in records] == [True, True, True, False]
+    # where none is calm, the median is that of all
+    assert len(guarding.learned(model, records, lambda r: False)) == 4
+    # and a calm one counts, however wrong
+    assert len(guarding.learned(model, records[1:], lambda r: r is records[3])) == 3
+
+
+def test_calm_frames_are_told_to_the_training(
+    whole: tuple, structure: Structure, start: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """By what was chosen, whatever could not be labelled in between."""
+    out, told, _ = whole
+    asked: list[Any] = []
+    honest = refining.finetune
+
+    def noted(records: Any, *given: Any, usual: Any) -> Any:
+        asked.append([usual(r) for r in records])
+        return honest(records, *given, usual=usual)
+
+    monkeypatch.setattr(refining, "finetune", noted)
+    assert refine(structure, start, tmp_path / "out") == told
+    thermal, flagged = (told["rounds"][n]["frames"]["labelled"] for n in (0, 1))
+    assert asked == [[True] * thermal, [True] * thermal + [False] * flagged]
 
 
 # --- what is simulated and chosen ----------------------------------------------------------------

@@ -26,6 +26,7 @@ from mlpot.analysis.subjects import subject
 from mlpot.analysis.verdicts import measured
 from mlpot.data.record import Record
 from mlpot.data.splits import fingerprint
+from mlpot.errors import DivergedError
 from mlpot.models.checkpoint import load_potential
 from mlpot.train.finetune import evaluate, finetune
 from mlpot.train.losses import Errors
@@ -109,15 +110,16 @@ class Experiment:
         trainings, models = self.result["trainings"], self.result["models"]
         for rate in self.mode.rates:
             key = training_key(case, rate)
-            # another machine has the numbers of a training, and not its model
-            lost = case.key not in models and not self._model(case, rate).is_file()
-            if key not in trainings or lost:
+            if key not in trainings or self._lost(case, rate):
                 trainings[key] = self._trained(case, rate)
                 write_results(self.file, self.result)
                 self.report(f"{key}: {trainings[key]['validation_meV']}")
         if case.key not in models:
             rate = best_rate(trainings, case, self.mode.rates)
-            driven, failed = self._driven(case, rate)
+            if rate is None:
+                driven, failed = {}, "every training diverged"
+            else:
+                driven, failed = self._driven(case, rate)
             self.result["failed"].pop(case.key, None)
             (self.result["failed"] if failed else models)[case.key] = failed or driven
             write_results(self.file, self.result)
@@ -129,17 +131,29 @@ class Experiment:
     def _model(self, case: Case, rate: float) -> Path:
         return self._folder(case, rate) / "model.safetensors"
 
+    def _lost(self, case: Case, rate: float) -> bool:
+        """Another machine has the numbers of a training, and not its model."""
+        if case.key in self.result["models"] or self._model(case, rate).is_file():
+            return False
+        return self.result["trainings"][training_key(case, rate)]["validation_loss"] is not None
+
     def _trained(self, case: Case, rate: float) -> Json:
         problem = self.problems[case.molecule]
         config = recipe(case, rate, problem.level, self.mode, self.starts)
         frames = chosen(problem.learn, case.frames, case.draw)
         start, begin = self.starts.files[case.start], (time.perf_counter(), time.process_time())
         out = self._folder(case, rate)
-        info, errors = finetune(frames, config, out, start, False, lambda text: None)
+        try:
+            info, errors = finetune(frames, config, out, start, False, lambda text: None)
+            told = {
+                "validation_loss": finite(info.provenance["validation"]["loss"]),
+                "validation_meV": millis(errors),
+            }
+        except DivergedError as error:  # once more would be the same
+            told = {"validation_loss": None, "validation_meV": {}, "diverged": str(error)}
         return {
             "learning_rate": rate,
-            "validation_loss": finite(info.provenance["validation"]["loss"]),
-            "validation_meV": millis(errors),
+            **told,
             "minutes": round((time.perf_counter() - begin[0]) / 60, 3),
             "core_hours": round((time.process_time() - begin[1]) / 3600, 5),
         }
@@ -176,14 +190,11 @@ def training_key(case: Case, rate: float) -> str:
     return f"{case.key} | {rate:g}"
 
 
-def best_rate(trainings: dict[str, Json], case: Case, rates: Sequence[float]) -> float:
-    """By validation frames, which are part of the few; a training that diverged is last."""
-
-    def loss(rate: float) -> float:
-        found = trainings[training_key(case, rate)]["validation_loss"]
-        return math.inf if found is None else found
-
-    return min(rates, key=loss)
+def best_rate(trainings: dict[str, Json], case: Case, rates: Sequence[float]) -> float | None:
+    """By validation frames, which are part of the few; None if every training diverged."""
+    losses = {rate: trainings[training_key(case, rate)]["validation_loss"] for rate in rates}
+    finished = {rate: loss for rate, loss in losses.items() if loss is not None}
+    return min(finished, key=lambda rate: finished[rate], default=None)
 
 
 def verdicts(folder: Folder, problem: Problem) -> tuple[list[Json], str]:

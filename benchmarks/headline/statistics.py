@@ -28,21 +28,22 @@ GOAL_PS, GOAL_MOLECULES = 20.0, 3
 #: ps between stored frames: no shorter time is resolved
 RESOLUTION = 0.02
 
-#: values [draws][simulations] of a molecule; of errors [draws][1]
-Groups = dict[str, list[NDArray[np.float64]]]
+#: molecule -> draw -> values [simulations]; of errors [1]
+Groups = dict[str, dict[int, NDArray[np.float64]]]
 
 
 class Estimate(NamedTuple):
     """A value and its 95 % interval; None where it could not be told.
 
     ``bound`` is ">=" where runs ended before they broke, "<=" where those of the start that is
-    divided by did, "?" where both did.
+    divided by did, "?" where both did. ``open``: the upper end of the interval is such a run.
     """
 
     value: float
     low: float
     high: float
     bound: str = ""
+    open: bool = False
 
 
 # --- stable times --------------------------------------------------------------------------------
@@ -59,7 +60,7 @@ def stable_times(
             for run in model["runs"]
             if run["temperature"] == kelvin
         ]
-        found.setdefault(model["molecule"], []).append(np.array(times))
+        found.setdefault(model["molecule"], {})[model["draw"]] = np.array(times)
     return found
 
 
@@ -68,9 +69,10 @@ def median_time(groups: Groups, end: float) -> Estimate | None:
     if not groups:
         return None
     value = _median(groups)
-    found = [_median(drawn) for (drawn,) in _resampled([groups])]
+    found = np.array([_median(drawn) for (drawn,) in _resampled([groups])])
     low, high = _tails(np.minimum(found, end))
-    return Estimate(min(value, end), low, high, ">=" if np.isinf(value) else "")
+    upper = bool(np.isinf(found).any()) and high >= end
+    return Estimate(min(value, end), low, high, ">=" if np.isinf(value) else "", upper)
 
 
 def gain(mine: Groups, base: Groups, end: float) -> Estimate | None:
@@ -80,12 +82,12 @@ def gain(mine: Groups, base: Groups, end: float) -> Estimate | None:
         return None
     top, bottom = _median(mine), _median(base)
     bound = {(True, False): ">=", (False, True): "<=", (True, True): "?"}
-    ratios = [_ratio(_median(m), _median(b), end) for m, b in _resampled([mine, base])]
-    return Estimate(
-        _ratio(top, bottom, end),
-        *_tails(ratios),
-        bound.get((bool(np.isinf(top)), bool(np.isinf(bottom))), ""),
-    )
+    pairs = [(_median(m), _median(b)) for m, b in _resampled([mine, base])]
+    ratios = np.array([_ratio(*pair, end) for pair in pairs])
+    low, high = _tails(ratios)
+    upper = any(np.isinf(m) and r >= high for (m, _), r in zip(pairs, ratios, strict=True))
+    which = bound.get((bool(np.isinf(top)), bool(np.isinf(bottom))), "")
+    return Estimate(_ratio(top, bottom, end), low, high, which, upper)
 
 
 def _median(groups: Groups) -> float:
@@ -105,7 +107,8 @@ def whole(groups: Groups) -> tuple[int, int]:
 
 
 class Goal(NamedTuple):
-    """``met`` is None where it was not measured, or not thoroughly enough to tell."""
+    """``met`` is None where it was not measured, or not thoroughly enough to tell: the interval
+    has to lie above the goal as well."""
 
     frames: int
     kelvin: float
@@ -118,7 +121,7 @@ class Goal(NamedTuple):
         if e is None or not self.enough:
             return None
         if e.value >= GOAL and e.bound in ("", ">="):
-            return True
+            return True if e.low >= GOAL else None
         return False if e.bound in ("", "<=") and e.value < GOAL else None
 
 
@@ -141,7 +144,7 @@ def errors(
     for model in models_of(result, frames, start, molecules):
         value = model["test_meV"].get(f"{kelvin:g}", {}).get(name)
         if value is not None:
-            found.setdefault(model["molecule"], []).append(np.array([value]))
+            found.setdefault(model["molecule"], {})[model["draw"]] = np.array([value])
     return found
 
 
@@ -151,7 +154,7 @@ def beside(result: Json, frames: int, start: str, what: str, name: str) -> Group
     for model in models_of(result, frames, start, ()):
         value = model.get("beside_meV", {}).get(what, {}).get(name)
         if value is not None:
-            found.setdefault(model["molecule"], []).append(np.array([value]))
+            found.setdefault(model["molecule"], {})[model["draw"]] = np.array([value])
     return found
 
 
@@ -163,7 +166,7 @@ def mean_error(groups: Groups) -> Estimate | None:
 
 
 def _mean(groups: Groups) -> float:
-    return float(np.mean([np.mean(np.concatenate(draws)) for draws in groups.values()]))
+    return float(np.mean([np.mean(np.concatenate([*d.values()])) for d in groups.values()]))
 
 
 # --- what they share -----------------------------------------------------------------------------
@@ -190,13 +193,17 @@ def models_of(result: Json, frames: int, start: str, molecules: Sequence[str] = 
 
 
 def _pool(groups: Groups) -> NDArray[np.float64]:
-    return np.concatenate([values for draws in groups.values() for values in draws])
+    return np.concatenate([values for draws in groups.values() for values in draws.values()])
 
 
 def _common(mine: Groups, base: Groups) -> tuple[Groups, Groups]:
     """While the experiment is on its way, one start may be ahead of another."""
-    counts = {name: min(len(mine[name]), len(base[name])) for name in mine if name in base}
-    return tuple({n: g[n][:count] for n, count in counts.items()} for g in (mine, base))  # type: ignore[return-value]
+    both = {n: [d for d in draws if d in base.get(n, {})] for n, draws in mine.items()}
+    first, second = (
+        {n: {d: groups[n][d] for d in draws} for n, draws in both.items() if draws}
+        for groups in (mine, base)
+    )
+    return first, second
 
 
 def _resampled(starts: Sequence[Groups]) -> list[list[Groups]]:
@@ -212,12 +219,12 @@ def _drawn(
     found: list[Groups] = [{} for _ in starts]
     for place, which in enumerate(rng.integers(len(names), size=len(names))):
         name = names[which]
-        draws = len(starts[0][name])
-        for draw in rng.integers(draws, size=draws):
+        draws = list(starts[0][name])
+        for turn, number in enumerate(rng.integers(len(draws), size=len(draws))):
             for new, old in zip(found, starts, strict=True):
-                values = old[name][draw]
+                values = old[name][draws[number]]
                 again = values[rng.integers(len(values), size=len(values))]
-                new.setdefault(f"{place} {name}", []).append(again)
+                new.setdefault(f"{place} {name}", {})[turn] = again
     return found
 
 

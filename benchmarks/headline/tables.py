@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.accuracy.experiment import fill
+import numpy as np
+
+from benchmarks.accuracy.experiment import fill, made_at
 from benchmarks.headline.molecules import MOLECULES, ROOM
 from benchmarks.headline.settings import DENOISED, NOTHING, PRETRAINED
 from benchmarks.headline.statistics import (
@@ -15,6 +17,7 @@ from benchmarks.headline.statistics import (
     GOAL_PS,
     Estimate,
     Goal,
+    Groups,
     beside,
     errors,
     gain,
@@ -78,9 +81,9 @@ def told(estimate: Estimate | None) -> str:
     """'≥ 20 (3.1 to 20)'; a dash for what was not measured or cannot be told."""
     if estimate is None or estimate.bound == "?":
         return "–"
-    value, low, high, bound = estimate
-    text = f"{_SIGN[bound]}{number(value)}"
-    return text if low == high == value else f"{text} ({number(low)} to {number(high)})"
+    value, low, high, bound, upper = estimate
+    text, top = f"{_SIGN[bound]}{number(value)}", f"{'≥ ' if upper else ''}{number(high)}"
+    return text if low == high == value else f"{text} ({number(low)} to {top})"
 
 
 # --- the parts -----------------------------------------------------------------------------------
@@ -97,14 +100,15 @@ def _intro(result: Json) -> list[str]:
         f"the better of {_counted(len(s['rates']), 'learning rate')}. Then "
         f"{_counted(s['replicas'], 'Langevin run')} of "
         f"{s['picoseconds']:g} ps at each temperature, whole until a",
-        "bond is 0.5 Å off its mean, a hydrogen is lost, or it explodes; ≥ where the median run",
-        "was whole to its end. Medians over all runs; 95 % intervals over molecules, draws and",
-        "seeds in brackets.",
+        "bond is 0.5 Å off its mean, a hydrogen is lost, or it explodes; ≥ where the run that a",
+        "number stands for was whole to its end. Medians over all runs; in brackets 95 % intervals",
+        "of a bootstrap over molecules, draws and seeds: over so few, rather too narrow.",
     ]
     lines += [f"Left out: {name} ({why})." for name, why in result["absent"].items()]
     if missing := _missing(result):
         lines.append(
-            f"Not finished: {missing} models are still to be made, and rows may lack molecules."
+            f"Not finished: {missing} models are still to be made. Rows that lack molecules say "
+            "how many they have, errors in square brackets."
         )
     lines += [f"Not counted, {key}: {why}." for key, why in result.get("failed", {}).items()]
     return lines
@@ -128,7 +132,7 @@ def verdicts(result: Json) -> list[str]:
 
 
 def _verdict(result: Json, found: Goal) -> str:
-    label = f"- {found.frames} frames, {found.kelvin:g} K"
+    label = f"- {found.frames} frames, {found.kelvin:g} K{_short(result, found.frames)}"
     if found.estimate is None:
         return f"{label}: not measured."
     end = result["settings"]["picoseconds"]
@@ -147,8 +151,16 @@ def _verdict(result: Json, found: Goal) -> str:
             f"{text}; whether the goal of {GOAL:g} is met is decided by {GOAL_PS:g} ps of "
             f"{GOAL_MOLECULES} molecules or more."
         )
-    words = {True: "met", False: "missed", None: "not decided: the runs are too short"}
+    words = {True: "met", False: "missed", None: "not decided by runs this long and this many"}
     return f"{text}; the goal of {GOAL:g} is {words[found.met]}."
+
+
+def _short(result: Json, frames: int, start: str | None = None) -> str:
+    """', 2 molecules' where one of the starts, or this one, lacks some."""
+    starts = [s for n, s in _rows(result) if n == frames and start in (None, s)]
+    done = [{m["molecule"] for m in models_of(result, frames, s)} for s in starts]
+    count, every = len(set.intersection(*done)), len(molecules_of(result))
+    return f", {_counted(count, 'molecule')}" if count < every else ""
 
 
 def _times(result: Json) -> list[str]:
@@ -158,7 +170,7 @@ def _times(result: Json) -> list[str]:
     for frames, start in _rows(result):
         groups = [stable_times(result, frames, start, t) for t in kelvins]
         cells = " | ".join(told(median_time(g, end)) for g in groups)
-        lines.append(f"| {frames} frames | {start} | {cells} |")
+        lines.append(f"| {frames} frames{_short(result, frames, start)} | {start} | {cells} |")
     return lines
 
 
@@ -180,8 +192,12 @@ def _errors(result: Json, name: str, molecules: Sequence[str] = ()) -> list[str]
     label = f"{', '.join(molecules)}: {_NAMES[name]}" if molecules else _NAMES[name]
     lines = [f"| {label} | from | {head} |", "|---|---|" + "---|" * len(kelvins)]
     for frames, start in _rows(result):
-        found = [mean_error(errors(result, frames, start, t, name, molecules)) for t in kelvins]
-        lines.append(f"| {frames} frames | {start} | {' | '.join(told(e) for e in found)} |")
+        cells = []
+        for kelvin, of in kelvins.items():
+            groups = errors(result, frames, start, kelvin, name, molecules)
+            few = f" [{len(groups)}]" if groups and len(groups) < len(of) else ""
+            cells.append(told(mean_error(groups)) + few)
+        lines.append(f"| {frames} frames | {start} | {' | '.join(cells)} |")
     return lines
 
 
@@ -205,11 +221,11 @@ def _guards(result: Json) -> list[str]:
     head = [
         "Each model's guard knows its few frames, and the lengths between atoms that a pretrained",
         "start knew. It looked on and ended nothing; flagged before means while every bond was",
-        "whole.",
+        "whole. Hot frames are outside 300 K data, so it flags hot runs whether they break or not.",
         "",
-        f"| guard | from | flagged of the whole, {ROOM:g} K | flagged before of the broken, all K "
-        "| median lead, ps |",
-        "|---|---|---|---|---|",
+        f"| guard | from | flagged of the whole, {ROOM:g} K | flagged of the whole, hotter "
+        "| flagged before of the broken, all K | median lead, ps |",
+        "|---|---|---|---|---|---|",
     ]
     rows = []
     for frames, start in _rows(result):
@@ -217,11 +233,14 @@ def _guards(result: Json) -> list[str]:
         every = guarded(runs)
         if not every:
             continue
-        room = guarded([run for run in runs if run["temperature"] == ROOM])
-        calm = f"{room['flagged_whole']} of {room['whole']}" if room else "–"
+        room, hotter = (
+            guarded([run for run in runs if (run["temperature"] == ROOM) is same])
+            for same in (True, False)
+        )
+        alarms = [f"{g['flagged_whole']} of {g['whole']}" if g else "–" for g in (room, hotter)]
         lead = "–" if every["lead_ps"] is None else number(every["lead_ps"])
         broke = f"{every['flagged_before']} of {every['broke']}"
-        rows.append(f"| {frames} frames | {start} | {calm} | {broke} | {lead} |")
+        rows.append(f"| {frames} frames | {start} | {' | '.join(alarms)} | {broke} | {lead} |")
     return [*head, *rows] if rows else []
 
 
@@ -257,7 +276,7 @@ def _cells(result: Json) -> list[tuple[int, float]]:
 def _by_molecule(result: Json, frames: int, kelvin: float) -> list[str]:
     end = result["settings"]["picoseconds"]
     starts = [s for n, s in _rows(result) if n == frames]
-    head = " | ".join(f"{s}, ps | whole" for s in starts)
+    head = " | ".join(f"{s}: each run, ps | whole" for s in starts)
     lines = [
         f"| {frames} frames, {kelvin:g} K | {head} | {PRETRAINED} / {NOTHING} |",
         "|---|" + "---|---|" * len(starts) + "---|",
@@ -267,10 +286,31 @@ def _by_molecule(result: Json, frames: int, kelvin: float) -> list[str]:
         cells = []
         for found in groups.values():
             share = "{} of {}".format(*whole(found)) if found else "–"
-            cells += [told(median_time(found, end)), share]
+            cells += [_each(found, end), share]
         ratio = gain(groups.get(PRETRAINED, {}), groups.get(NOTHING, {}), end)
-        lines.append(f"| {name} | {' | '.join(cells)} | {told(ratio)} |")
+        # over the few runs of one molecule a bootstrap knows no more than they say themselves
+        alone = None if ratio is None else ratio._replace(low=ratio.value, high=ratio.value)
+        lines.append(f"| {name} | {' | '.join(cells)} | {told(alone)} |")
     return lines
+
+
+def _each(groups: Groups, end: float) -> str:
+    """'0.24, 2.1, ≥ 20': of the runs of a molecule."""
+    times = sorted(t for draws in groups.values() for each in draws.values() for t in each)
+    return ", ".join(f"≥ {number(end)}" if t == np.inf else number(t) for t in times) or "–"
+
+
+def _rates(result: Json) -> str:
+    """How often each learning rate was the better one."""
+    told_of = []
+    for frames, start in _rows(result):
+        rates = [m["learning_rate"] for m in models_of(result, frames, start)]
+        counts = ", ".join(f"{r:g} in {rates.count(r)}" for r in sorted(set(rates)))
+        told_of.append(f"{frames} frames from {start} {counts}")
+    return (
+        f"Learning rate taken: {'; '.join(told_of)}. With two to choose from, a better one may lie "
+        "outside."
+    )
 
 
 def _costs(result: Json) -> list[str]:
@@ -286,6 +326,8 @@ def _costs(result: Json) -> list[str]:
     shas = ", ".join(f"{start} {sha[:8]}" for start, sha in result["settings"]["models"].items())
     return [
         f"What broke runs: {broken}. {len(result['trainings'])} trainings took {training:.3g} "
-        f"core-hours, simulations {driving:.3g}. Weights (SHA-256): {shas}. Commit "
-        f"{result['commit']}; {result['machine']}."
+        f"core-hours (one that was cut off counts since it went on), simulations {driving:.3g}. "
+        f"Weights (SHA-256): {shas}. {made_at(result)}",
+        "",
+        _rates(result),
     ]

@@ -9,7 +9,7 @@ A bond is judged as there: by its mean in the reference's frames, the same for e
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,9 @@ STATE = ROOT / "runs" / "refine"
 
 #: names of the controls
 COLD, HOT = "as many at 300 K", "as many at random, 300 to 1000 K"
+
+#: of a repeat; more than the simulations of a refinement
+SEEDS = 10_000
 
 #: of pretrained-visnet, with fresh weights: what few frames alone make of it does break
 ARCHITECTURE = ViSNetConfig(layers=4, channels=64, heads=64, cutoff=4.0)
@@ -133,7 +136,7 @@ class Experiment:
         self.problem = _problem(mode.molecule)
         told = {**asdict(mode), "refinement": mode.refinement.told()}
         told["refinement"]["rounds"] = mode.refinement.rounds
-        told["recipe"] = self._recipe().model_dump(mode="json")
+        told["recipe"] = self._recipe(0).model_dump(mode="json")
         told["scenario"] = asdict(mode.scenario)
         told["data"] = fingerprint([*self.problem.learn, *self._hot()])
         settings = json.loads(json.dumps(told))
@@ -159,15 +162,15 @@ class Experiment:
     def _repeat(self, draw: int) -> None:
         state = self.state / f"draw-{draw}"
         learn = chosen(self.problem.learn, self.mode.frames, draw)
-        start = self._trained(learn, state / "start", None)
+        start = self._trained(draw, learn, state / "start", None)
         self._measure(draw, "start", start, len(learn))
         out = state / "refined"
         refine(
             read_structure(str(self._geometry())),
             start,
             labeller("gfn2-xtb"),
-            self.mode.refinement,
-            self._recipe(),
+            replace(self.mode.refinement, seed=draw * SEEDS),
+            self._recipe(draw),
             out,
             data=learn,
             progress=False,
@@ -177,15 +180,24 @@ class Experiment:
         kept = {key: told[key] for key in ("rounds", "outcome")}
         self.result["refinements"][str(draw)] = kept
         labels = 0
-        for row in told["rounds"]:
-            if row["trained"]:
-                path, labels = RoundFiles(out, row["round"]).model, row["training_frames"]
-                self._measure(draw, f"after round {row['round']}", path, labels)
+        trained = [row for row in told["rounds"] if row["trained"]]
+        self._forget(draw, {_after(row["round"]) for row in trained})
+        for row in trained:
+            path, labels = RoundFiles(out, row["round"]).model, row["training_frames"]
+            self._measure(draw, _after(row["round"]), path, labels)
         for name, frames in self._controls(draw, labels).items() if labels else ():
             together = [*learn, *frames]
-            path = self._trained(together, state / ("cold" if name == COLD else "hot"), start)
+            folder = state / ("cold" if name == COLD else "hot")
+            path = self._trained(draw, together, folder, start)
             self._measure(draw, name, path, len(together))
         write_results(self.file, self.result)
+
+    def _forget(self, draw: int, rounds: set[str]) -> None:
+        """Models of a refinement whose folder was lost, and which had more rounds than this."""
+        for kind in ("models", "failed"):
+            for name, number in [key.split(" | ") for key in self.result[kind]]:
+                if number == str(draw) and name.startswith(_after("")) and name not in rounds:
+                    del self.result[kind][f"{name} | {number}"]
 
     def _controls(self, draw: int, labels: int) -> dict[str, list[Record]]:
         """As many more frames as refinement took, that nothing chose."""
@@ -202,11 +214,12 @@ class Experiment:
         second = {t: f[len(f) // 2 :] for t, f in self.problem.tests.items()}
         return tested(second, self.mode.tested)
 
-    def _trained(self, frames: list[Record], out: Path, start: Path | None) -> Path:
-        finetune(frames, self._recipe(), out, start, progress=False, report=lambda text: None)
+    def _trained(self, draw: int, frames: list[Record], out: Path, start: Path | None) -> Path:
+        finetune(frames, self._recipe(draw), out, start, progress=False, report=lambda text: None)
         return out / "model.safetensors"
 
-    def _recipe(self) -> FinetuneConfig:
+    def _recipe(self, draw: int) -> FinetuneConfig:
+        """The same of every model of a repeat, but for the frames."""
         steps = self.mode.steps
         return FinetuneConfig(
             name=f"{self.mode.molecule}-refined",
@@ -220,6 +233,7 @@ class Experiment:
                 learning_rate=3e-3,
                 warmup=min(100, steps // 5),
                 validate_every=-(-steps // 20),
+                seed=draw,
                 compile=self.mode.compile,
             ),
         )
@@ -252,6 +266,11 @@ class Experiment:
         stable = [run["stable_ps"] for run in runs]
         told = f"stable for {sum(stable) / len(stable):.2f} ps" if stable else ""
         self.report(f"{key}: {frames} labels, {failed or told}")
+
+
+def _after(number: int | str) -> str:
+    """Name of the model of a round."""
+    return f"after round {number}"
 
 
 def _problem(molecule: str) -> Problem:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.accuracy.experiment import fill, table
+from benchmarks.accuracy.experiment import fill, made_at, table
 from benchmarks.headline.statistics import Estimate, Groups, gain, median_time
 from benchmarks.headline.tables import told
 from benchmarks.refine.experiment import COLD, HOT
@@ -30,16 +30,19 @@ def block(result: Json) -> str:
         errors = [", ".join(_whole(m["test_meV"][t]["force_mae"]) for m in mine) for t in tests]
         labels = ", ".join(str(m["frames"]) for m in mine)
         rows.append([name, labels, *(_stable(mine, float(t)) for t in kelvins), *errors])
+    waiting = s["repeats"] - len(result["refinements"])
+    unfinished = f" Not finished: {waiting} of the repeats." if waiting else ""
     hottest = max(s["refinement"]["temperatures"])
     return "\n".join(
         [
             f"{s['molecule']}, {result['level']}: {s['frames']} frames at 300 K and random weights,"
             f" then `mlpot refine` up to {hottest:g} K,",
-            f"{s['repeats']} times from other frames. Mean of {s['seeds']} simulations of each"
-            f" model, {s['picoseconds']:g} ps at most (95 % interval over simulations), and how"
+            f"{len(result['refinements'])} of {s['repeats']} times from other frames and seeds."
+            f" Mean of {s['seeds']} simulations of each model, {s['picoseconds']:g} ps at most"
+            " (95 % interval over simulations), and how"
             " many were whole to their end; forces in meV/Å. As many frames that nothing chose are"
             " the controls, trained in the same way. Ratios are of medians (95 % intervals over"
-            " repeats and simulations; ≥ where the median run was whole to its end).",
+            " repeats and simulations; ≥ where the median run was whole to its end)." + unfinished,
             "",
             *verdicts(result),
             "",
@@ -84,15 +87,15 @@ def _last(result: Json) -> list[Json]:
 def _times(models: list[Json], kelvin: float) -> Groups:
     """Draw -> ps until each run broke; infinite for one that was whole to its end."""
     return {
-        str(m["draw"]): [
-            np.array(
+        str(m["draw"]): {
+            0: np.array(
                 [
                     run["stable_ps"] if run["broke"] else np.inf
                     for run in m["runs"]
                     if run["temperature"] == kelvin
                 ]
             )
-        ]
+        }
         for m in models
     }
 
@@ -121,7 +124,7 @@ def page(result: Json) -> str:
         table(header.split(" | "), rows),
         f"Outcome: {ends}. F MAE in meV/Å, on the frames of the round: before, and after most of"
         " them were trained on.",
-        f"Commit {result['commit']}; {result['machine']}.",
+        made_at(result),
     ]
     return "\n\n".join(parts) + "\n"
 

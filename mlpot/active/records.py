@@ -119,7 +119,13 @@ def read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(
-            f"{path} is damaged ({error}). Remove its folder to do that round again"
+            f"{path} is damaged ({error}). "
+            + (
+                "Restore it, or refine in a new folder with --out; labels.store of this one can be "
+                "copied there, so that nothing is labelled twice"
+                if path.name == ROUNDS
+                else "Remove this file to do that stage again"
+            )
         ) from error
 
 

@@ -22,7 +22,7 @@ from mlpot import __version__
 from mlpot.active.assess import assess, plain
 from mlpot.active.checks import Start, check_start
 from mlpot.active.choose import choose
-from mlpot.active.explore import explore, plan
+from mlpot.active.explore import THERMAL, explore, plan
 from mlpot.active.records import (
     MODEL,
     Journal,
@@ -46,8 +46,12 @@ from mlpot.train.finetune import FinetuneConfig, finetune
 #: how a refinement ends
 QUIET = "quiet: nothing left what the model was trained on"
 SPENT = "all rounds are done, and the guard still raises flags"
-BROKEN = "stuck: the simulations broke before there was a sound frame to label"
-UNLABELLED = "stuck: no flagged frame has a label that can be used"
+STUCK = "stuck: "
+BROKEN = (
+    f"{STUCK}the simulations broke before there was a sound frame to label. Start from a relaxed "
+    "geometry, at lower temperatures, or from a model that was fine-tuned on frames of this "
+    "molecule (and give those with --data), in another folder"
+)
 
 #: makes what shows the progress of labelling: (what, file) -> context with arguments of `label`
 Watching = Callable[[str, Path], AbstractContextManager[dict[str, Any]]]
@@ -137,8 +141,8 @@ class _Loop:
         number = 0
         while not (outcome := self._round(number)):
             number += 1
-        last = self._model_before(number)
-        write_atomically(self.out / MODEL, last.read_bytes())
+        if number or outcome == QUIET:  # else it would be the start that passes for a result
+            write_atomically(self.out / MODEL, self._model_before(number).read_bytes())
         self.journal.end(outcome)
         return self.journal.told()
 
@@ -157,7 +161,7 @@ class _Loop:
         if not outcome:
             told = self._label(number, files)
             row["frames"] |= _counts(told)
-            outcome = "" if told["labelled"] else UNLABELLED
+            outcome = "" if told["labelled"] else STUCK + _unlabelled(told, "flagged frame")
         if not outcome:
             row["trained"] = True
             validation = self._train(number, files)
@@ -213,8 +217,15 @@ class _Loop:
             candidates = read_frames(files.candidates)
             potential, _ = load_potential(self._model_before(number))
             s = self.settings
-            known = self._labelled_before(number)
+            own = [r for r in self.data if sorted(r.numbers) == sorted(self.structure.numbers)]
+            known = [*own, *self._labelled_before(number)]
             frames = choose(candidates, known, potential, s.frames, s.initial)
+            calm = sum(frame.info["why"] == THERMAL for frame in frames)
+            if not number and calm < s.initial:
+                self.report(
+                    f"round 0: only {calm} frames that nothing flagged, where {s.initial} were "
+                    "asked for; they draw the line of the guard"
+                )
             for frame in frames:
                 frame.info["subset"] = f"round {number:02d}"
             write_frames(files.chosen, frames)
@@ -227,10 +238,14 @@ class _Loop:
             with self.watching("labelling", store) as watch:
                 found = label(records, self.labeller, store, **self.where, **watch)
             told = _sorted(records, found, self.settings.max_force)
-            kept = [r for r in found.records if _strongest(r) <= self.settings.max_force]
+            why = [frame.info["why"] for frame in read_frames(files.chosen)]
+            pairs = zip(found.records, found.indices.tolist(), strict=True)
+            usable = [(r, i) for r, i in pairs if _strongest(r) <= self.settings.max_force]
+            kept = [r for r, _ in usable]
+            told["calm"] = [n for n, (_, i) in enumerate(usable) if why[i] == THERMAL]
             if not kept:
                 if number == 0:
-                    raise DataError(_unlabelled(found, len(told["left_out"])))
+                    raise DataError(_unlabelled(told, "frame of the first round"))
                 return told  # and no file, so that --retry computes failures again
             write_labelled(files.labels, kept)
             write_json(files.labelled, told)
@@ -238,10 +253,17 @@ class _Loop:
 
     def _train(self, number: int, files: RoundFiles) -> dict[str, Any]:
         """Validation errors of the model of this round."""
-        records = self._training_set(number)
+        records, calm = self._training_set(number), self._calm(number)
         self.report(f"round {number}: fine-tuning {self.start.info.name} on {len(records)} frames")
         info, _ = finetune(
-            records, self.config, files.training, self.start.path, self.progress, self.report
+            records,
+            self.config,
+            files.training,
+            self.start.path,
+            self.progress,
+            self.report,
+            # flagged frames are on the way out, and some of them a step from debris
+            usual=lambda record: record.positions.tobytes() in calm,
         )
         if info.extrapolation is None:
             raise DataError(
@@ -262,6 +284,14 @@ class _Loop:
 
     def _training_set(self, number: int) -> list[Record]:
         return [*self.data, *self._labelled_before(number + 1)]
+
+    def _calm(self, number: int) -> set[bytes]:
+        """Positions of frames that nothing flagged: the user's, and of the first round."""
+        found = {record.positions.tobytes() for record in self.data}
+        for files in (RoundFiles(self.out, n) for n in range(number + 1)):
+            labels, told = read(files.labels), read_json(files.labelled)
+            found |= {labels[i].positions.tobytes() for i in told.get("calm", [])}
+        return found
 
 
 def _summary(seen: dict[str, Any]) -> dict[str, Any]:
@@ -317,13 +347,12 @@ def _counts(told: dict[str, Any]) -> dict[str, int]:
     }
 
 
-def _unlabelled(found: Labelled, left_out: int) -> str:
-    """No frame of the first round has a label that can be used."""
-    failed = found.failed
-    why = Counter(failed.values()).most_common(1)
+def _unlabelled(told: dict[str, Any], what: str) -> str:
+    """No frame of a round has a label that can be used."""
+    failed, left_out = told["failed"], len(told["left_out"])
+    why = Counter(f["why"] for f in failed).most_common(1)
     reason = f"; the most frequent reason: {why[0][0].rstrip('.')}" if why else ""
     return (
-        f"no frame of the first round could be labelled: {len(failed)} failed{reason}, and "
-        f"{left_out} had forces beyond --max-force. Check the labeller; --retry computes failures "
-        "again"
+        f"no {what} could be labelled: {len(failed)} failed{reason}, and {left_out} had forces "
+        "beyond --max-force. Check the labeller; --retry computes failures again"
     )

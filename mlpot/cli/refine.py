@@ -183,12 +183,17 @@ def _run(
 
 
 def _show(told: dict[str, Any], out: Path) -> None:
+    from mlpot.errors import MLPotError
+
     wide = console()
     wide.soft_wrap = False
     wide.print(_table(told["rounds"]))
     trained = sum(row["trained"] for row in told["rounds"])
-    say(f"{told['outcome']} ({counted(trained, 'training')})")
     weights = out / "model.safetensors"
+    if told["outcome"].startswith("stuck"):
+        kept = f". {weights} is the model of the last of them" if trained else ""
+        raise MLPotError(f"{told['outcome']} ({counted(trained, 'training')}){kept}")
+    say(f"{told['outcome']} ({counted(trained, 'training')})")
     say(f"wrote {weights} ({size(weights)}) and {out / 'rounds.json'}")
     say(f"next: mlpot md MOLECULE --model {weights}")
 
@@ -223,11 +228,13 @@ def _table(rows: list[dict[str, Any]]) -> "Table":
 
 def _labelled(row: dict[str, Any]) -> tuple[str, str, str]:
     frames = row["frames"]
-    if "errors" not in row:
+    if "chosen" not in frames:
         return "–", str(frames["rejected"]), "–"
-    bad = frames["rejected"], frames["failed"] + frames["left_out"]
+    bad = f"{frames['rejected']}, {frames['failed'] + frames['left_out']}"
+    if "errors" not in row:
+        return f"{frames['labelled']}", bad, "–"
     before, after = (_force_mae(row["errors"][k]) for k in ("before", "after"))
-    return f"{frames['labelled']}", f"{bad[0]}, {bad[1]}", f"{before} > {after}"
+    return f"{frames['labelled']}", bad, f"{before} > {after}"
 
 
 def _force_mae(errors: dict[str, float | None]) -> str:

@@ -26,20 +26,18 @@ from mlpot.data.references import (
     split_isolated,
 )
 from mlpot.data.splits import Split, load_split, make_split, save_split, split_held_out
-from mlpot.errors import DataError, InputError
+from mlpot.errors import DataError
 from mlpot.graph import Graph
 from mlpot.models.checkpoint import (
     ModelInfo,
     build,
     load,
-    load_extrapolation,
-    load_potential,
     save,
 )
 from mlpot.models.potential import Denoiser, Potential, Prediction
 from mlpot.models.priors import REACH
 from mlpot.models.visnet import ViSNetConfig
-from mlpot.train.guard import fit_guard
+from mlpot.train.guard import add_missing
 from mlpot.train.loop import HISTORY, LoopConfig, TrainingModule, claim_folder, fit
 from mlpot.train.losses import Errors, ErrorSums, energy_force_loss
 
@@ -127,6 +125,7 @@ def finetune(
     start: str | Path | None = None,
     progress: bool = True,
     report: Callable[[str], None] = print,
+    usual: Callable[[Record], bool] | None = None,
 ) -> tuple[ModelInfo, Errors]:
     """Train and write ``out/model.safetensors``; a run that was cut off goes on.
 
@@ -135,6 +134,7 @@ def finetune(
         config: the recipe.
         out: folder for the model, split, logs and checkpoints.
         start: model file to start from; None starts from nothing.
+        usual: frames that set the line of the guard; see `mlpot.train.guard.add_missing`.
 
     Returns:
         the description of the best model, and its errors on the test part, if there is one.
@@ -171,32 +171,11 @@ def finetune(
     module = EnergyForceModule(model.train(), config, info.architecture())
     fit(module, batches["train"], batches["validation"], out, keep, progress, report)
     began = None if source is None or source[1].extrapolation is None else Path(str(start))
-    best, described = _guarded(out / "model.safetensors", records, split, began, report)
+    best, described = add_missing(out / "model.safetensors", records, split, began, usual, report)
     held_back = split.test if len(split.test) else split.validation
     errors = evaluate(best, [records[i] for i in held_back], config.loop.batch_atoms)
     report(f"{'test' if len(split.test) else 'validation'}: {errors.describe()}")
     return described, errors
-
-
-def _guarded(
-    path: Path,
-    records: Sequence[Record],
-    split: Split,
-    start: Path | None,  # a file that knows what it was trained on
-    report: Callable[[str], None],
-) -> tuple[Potential, ModelInfo]:
-    """The best model, whose file now knows what it was trained on."""
-    best, described = load_potential(path)
-    if described.extrapolation is None:
-        if len(split.train) > 2000:  # minutes
-            report("noting what the model was trained on, for the guard of simulations")
-        train, held_back = ([records[i] for i in p] for p in (split.train, split.validation))
-        try:
-            known = None if start is None else load_extrapolation(start)
-            described = save(best, described, path, fit_guard(best, train, held_back, start=known))
-        except InputError as error:
-            report(f"note: simulations with this model run without a guard: {error}")
-    return best, described
 
 
 def _outline(split: Split, source: Start | None, config: FinetuneConfig, finished: bool) -> str:

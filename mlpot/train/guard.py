@@ -1,13 +1,17 @@
 """Statistics of a training set, for the guard of a simulation: fitted to records, kept in the
 model's file."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from mlpot.data.loader import GraphLoader
 from mlpot.data.record import Record, check_records
 from mlpot.data.splits import Split, load_split, make_split, split_held_out
-from mlpot.errors import DataError
+from mlpot.errors import DataError, InputError
 from mlpot.graph import to
 from mlpot.models.checkpoint import ModelInfo, load_extrapolation, load_potential, save
 from mlpot.models.extrapolation import Extrapolation
@@ -19,6 +23,10 @@ FRAMES = 20_000
 
 #: of those held back, at most
 HELD_BACK = 4_000
+
+#: times the median error of usual frames: a larger one is what the guard is there to tell
+#: (`benchmarks/guard` calibrates with the same number)
+LARGE = 3.0
 
 
 def fit_guard(
@@ -43,6 +51,64 @@ def fit_guard(
     seen = _batches(model, _spread(training, frames), batch_atoms)
     others = _batches(model, _spread(held_back, min(frames, HELD_BACK)), batch_atoms)
     return fit(model, seen, others, start)
+
+
+def add_missing(
+    path: Path,
+    records: Sequence[Record],
+    split: Split,
+    start: Path | None,
+    usual: Callable[[Record], bool] | None,
+    report: Callable[[str], None],
+) -> tuple[Potential, ModelInfo]:
+    """The model of a training, whose file knows from now on what it was trained on.
+
+    Args:
+        path: its file.
+        records, split: what it was trained on.
+        start: file of the model that it was fine-tuned from, if that has statistics.
+        usual: says which frames are as the simulations are to be; those that are held back set
+            the line. Of the others, as active learning finds them on the way out, only the ones
+            that the model got right do. None: all set it.
+        report: told, in a line, what takes long or cannot be done.
+    """
+    model, info = load_potential(path)
+    if info.extrapolation is not None:
+        return model, info
+    if len(split.train) > 2000:  # minutes
+        report("noting what the model was trained on, for the guard of simulations")
+    train, held_back = ([records[i] for i in part] for part in (split.train, split.validation))
+    if usual is not None:
+        held_back = learned(model, held_back, usual)
+    try:
+        known = None if start is None else load_extrapolation(start)
+        info = save(model, info, path, fit_guard(model, train, held_back, start=known))
+    except InputError as error:
+        report(f"note: simulations with this model run without a guard: {error}")
+    return model, info
+
+
+def learned(
+    model: Potential, records: Sequence[Record], usual: Callable[[Record], bool]
+) -> list[Record]:
+    """The usual frames, and those that the model is no more wrong about than LARGE times their
+    median. One that is torn apart would else draw the line so far out that nothing crosses it."""
+    worst = _worst(model, records)
+    ordinary = np.array([usual(r) for r in records], dtype=bool)
+    if not len(worst):
+        return []
+    limit = LARGE * np.median(worst[ordinary] if ordinary.any() else worst)
+    return [r for r, fine in zip(records, ordinary | (worst <= limit), strict=True) if fine]
+
+
+def _worst(model: Potential, records: Sequence[Record]) -> NDArray[np.float64]:
+    """The largest force error on an atom of every frame, [F] eV/Å."""
+    found: list[float] = []
+    for graph, forces in _batches(model.eval(), records, 512):
+        error = torch.linalg.vector_norm(model(graph).forces.detach() - forces, dim=1)
+        worst = error.new_zeros(graph.cell.shape[0])
+        found += worst.scatter_reduce(0, graph.batch, error, "amax").tolist()
+    return np.array(found)
 
 
 def add_guard(

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mlpot.data.loader import GraphLoader, LabelledGraph
-from mlpot.errors import CompileError, InputError, MLPotError, ModelFileError
+from mlpot.errors import CompileError, DivergedError, InputError, MLPotError, ModelFileError
 from mlpot.models.checkpoint import write_atomically
 from mlpot.models.compiled import cache_path, can_compile
 from mlpot.models.tracing import state
@@ -138,7 +138,7 @@ class TrainingModule(L.LightningModule):
     def training_step(self, batch: LabelledGraph, index: int) -> torch.Tensor:
         loss = self.evaluated(batch)[0]
         if not torch.isfinite(loss):
-            raise InputError(
+            raise DivergedError(
                 f"the loss is {float(loss.detach())} at step {self.global_step}; look for "
                 "damaged labels in the data, or lower learning_rate"
             )

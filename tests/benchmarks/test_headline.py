@@ -33,6 +33,7 @@ from mlpot.data.labellers import labeller
 from mlpot.data.record import Record
 from mlpot.errors import DataError, InputError
 from mlpot.models.checkpoint import build, load_potential, save
+from mlpot.train import finetune as finetuning
 from mlpot.train.finetune import FinetuneLoop
 from mlpot.train.losses import Errors
 from mlpot.units import BOLTZMANN
@@ -176,6 +177,7 @@ def stored(times: dict[str, list[list[float]]], molecule: str = "m") -> dict[str
             errors = {"force_mae": 30.0, "force_rmse": 40.0, "energy_mae": 1.0, "energy_rmse": 2.0}
             models[case.key] = {
                 **case._asdict(),
+                "learning_rate": 2e-3,
                 "runs": runs,
                 "test_meV": {"300": errors, "1000": {**errors, "force_mae": 90.0 + draw}},
                 "core_hours": 0.5,
@@ -209,7 +211,8 @@ def stored(times: dict[str, list[list[float]]], molecule: str = "m") -> dict[str
 @pytest.mark.parametrize(
     ("pretrained", "nothing", "value", "bound", "met"),
     [
-        ([END, END, END, 3.0], [0.2, 0.4, 0.4, 1.0], 50.0, ">=", True),
+        ([END, END, END, 9.0], [0.2, 0.4, 0.4, 0.8], 50.0, ">=", True),
+        ([END, END, END, 3.0], [0.2, 0.4, 0.4, 1.0], 50.0, ">=", None),  # 3 to 1 at worst
         ([8.0, 6.0, 7.0, 9.0], [0.5, 0.5, 0.5, 0.5], 15.0, "", True),
         ([8.0, 6.0, 7.0, 9.0], [1.0, 1.5, 1.5, 2.0], 5.0, "", False),
         ([END, END, END, END], [4.0, 4.0, 4.0, 4.0], 5.0, ">=", None),  # too short to tell
@@ -257,11 +260,44 @@ def test_a_start_that_was_not_run_decides_nothing() -> None:
     ahead = stored({PRETRAINED: [[8.0] * 4, [END] * 4], NOTHING: [[1.0] * 4]})
     estimate = statistics.goal(ahead).estimate
     assert estimate is not None and estimate.value == 8.0 and estimate.bound == ""
+    # nor where the first of one has failed
+    del ahead["models"][Case("m", 50, 0, NOTHING).key]
+    assert statistics.goal(ahead).estimate is None
+    ahead["models"] |= {
+        key: {**row, "draw": 1}
+        for key, row in stored({NOTHING: [[1.0] * 4, [4.0] * 4]})["models"].items()
+        if row["draw"] == 1
+    }
+    estimate = statistics.goal(ahead).estimate
+    assert estimate is not None and estimate.value == END / 4
+
+
+def test_an_interval_that_reaches_below_the_goal_decides_nothing() -> None:
+    """12 times on the median of three molecules, of which one breaks at once."""
+    result = stored({PRETRAINED: [[12.0] * 4], NOTHING: [[1.0] * 4]})
+    for name, ps in (("n", 0.1), ("o", 19.0)):
+        result["models"] |= stored({PRETRAINED: [[ps] * 4], NOTHING: [[1.0] * 4]}, name)["models"]
+    found = statistics.goal(result)
+    assert found.estimate is not None and found.estimate.value == 12 and found.met is None
+    assert "not decided" in tables.verdicts(result)[0]
+
+
+def test_rows_tell_how_many_molecules_they_lack() -> None:
+    result = stored({PRETRAINED: [[END] * 4], NOTHING: [[1.0] * 4]})
+    other = stored({PRETRAINED: [[END] * 4]}, "n")
+    result["models"] |= other["models"]
+    result["molecules"] |= other["molecules"]
+    text = tables.block(result)
+    assert "- 50 frames, 1000 K, 1 molecule: median" in text
+    assert "| 50 frames, 1 molecule | nothing |" in text and "| 50 frames | pretrained |" in text
+    assert "| 50 frames | nothing | 30 [1] | 90 [1] |" in text
 
 
 def test_medians_count_whole_runs_as_longer_than_their_end() -> None:
-    groups = {"a": [np.array([1.0, 2.0, np.inf])], "b": [np.array([np.inf, np.inf, 3.0])]}
-    assert statistics.median_time({"a": groups["a"]}, END)[::3] == (2.0, "")
+    groups = {"a": {0: np.array([1.0, 2.0, np.inf])}, "b": {0: np.array([np.inf, np.inf, 3.0])}}
+    alone = statistics.median_time({"a": groups["a"]}, END)
+    assert alone is not None and (alone.value, alone.bound) == (2.0, "")
+    assert alone.high == END and alone.open  # the upper end is a run that was whole
     both = statistics.median_time(groups, END)
     assert both is not None and both.value == 3.0 and both.bound == ""
     assert statistics.whole(groups) == (3, 6)
@@ -271,9 +307,9 @@ def test_medians_count_whole_runs_as_longer_than_their_end() -> None:
 def test_intervals_are_those_of_more_than_seeds() -> None:
     """Runs of a model that agree say nothing of another molecule or another draw of frames."""
     rng = np.random.default_rng(0)
-    same = {"a": [2.0 + 0.01 * rng.standard_normal(8)]}
-    draws = {"a": [*same["a"], 4.0 + 0.01 * rng.standard_normal(8)]}
-    both = {**same, "b": [6.0 + 0.01 * rng.standard_normal(8)]}
+    same = {"a": {0: 2.0 + 0.01 * rng.standard_normal(8)}}
+    draws = {"a": {**same["a"], 1: 4.0 + 0.01 * rng.standard_normal(8)}}
+    both = {**same, "b": {0: 6.0 + 0.01 * rng.standard_normal(8)}}
     widths = []
     for groups in (same, draws, both):
         found = statistics.median_time(groups, END)
@@ -283,8 +319,8 @@ def test_intervals_are_those_of_more_than_seeds() -> None:
 
 
 def test_a_median_between_a_time_and_no_end_is_the_time() -> None:
-    half = {"a": [np.array([0.5, 3.0, np.inf, np.inf])]}
-    most = {"a": [np.array([0.5, np.inf, np.inf, np.inf])]}
+    half = {"a": {0: np.array([0.5, 3.0, np.inf, np.inf])}}
+    most = {"a": {0: np.array([0.5, np.inf, np.inf, np.inf])}}
     found, longer = (statistics.median_time(groups, END) for groups in (half, most))
     assert found is not None and (found.value, found.bound) == (3.0, "")
     assert longer is not None and (longer.value, longer.bound) == (END, ">=")
@@ -306,11 +342,12 @@ def test_page_block_and_plot_come_from_stored_results(tmp_path: Path) -> None:
     result = stored({NOTHING: [[0.2, 0.4, 0.4, 1.0]], PRETRAINED: [[END, END, END, 3.0]]})
     result["absent"] = {"rufinamide": "run `make`"}
     page = tables.page(result, "standard")
-    assert "time ≥ 20 (3 to 20) ps from the pretrained model, 0.4 (0.2 to" in page
-    assert "| 50 frames | pretrained | ≥ 20 (3 to 20) |" in page
+    assert "time ≥ 20 (3 to ≥ 20) ps from the pretrained model, 0.4 (0.2 to" in page
+    assert "| 50 frames | pretrained | ≥ 20 (3 to ≥ 20) |" in page
     assert "decided by 20 ps of 3 molecules" in page and "Left out: rufinamide" in page
     assert "| m: forces MAE, meV/Å | from | 300 K | 1000 K |" in page
-    assert "| m | " in page and "3 of 4" in page and "bond 5" in page
+    assert "| m | 0.2, 0.4, 0.4, 1 | 0 of 4 | 3, ≥ 20, ≥ 20, ≥ 20 | 3 of 4 | ≥ 50 |" in page
+    assert "bond 5" in page and "50 frames from nothing 0.002 in 1" in page
     assert "Not finished: 2 models" in page  # a second draw of each
     readme = tmp_path / "README.md"
     readme.write_text("a\nb")
@@ -332,7 +369,9 @@ def test_flags_of_the_guard_are_counted_by_what_became_of_the_run() -> None:
         run |= {"guarded": True, "flag": flag}
     one[2]["temperature"] = one[3]["temperature"] = 300.0
     text = tables.block(result)
-    assert "| 50 frames | nothing | 1 of 2 | 1 of 2 | 0.3 |" in text
+    assert "| 50 frames | nothing | 1 of 2 | 0 of 0 | 1 of 2 | 0.3 |" in text
+    one[2]["temperature"] = 1000.0
+    assert "| 50 frames | nothing | 0 of 1 | 1 of 1 | 1 of 2 | 0.3 |" in tables.block(result)
     assert "| guard |" in text and "| 50 frames | pretrained | 0" not in text
 
 
@@ -343,6 +382,9 @@ def test_the_better_rate_is_that_of_the_validation_frames() -> None:
     assert experiment.best_rate(rows, case, list(losses)) == 5e-4
     rows[experiment.training_key(case, 2e-3)]["validation_loss"] = 0.1
     assert experiment.best_rate(rows, case, list(losses)) == 2e-3
+    for row in rows.values():
+        row["validation_loss"] = None
+    assert experiment.best_rate(rows, case, list(losses)) is None
     assert experiment.millis(Errors(1e-3, 2e-3, float("nan"), 0.25)) == {
         "energy_mae": 1.0,
         "energy_rmse": 2.0,
@@ -417,6 +459,36 @@ def test_every_part_runs_once_whatever_interrupts_it(
     assert "goal" not in tables.page(one.result, "dev")  # it is about 50 frames
     with pytest.raises(InputError, match="other steps"):
         one_experiment(tmp_path, Mode(**{**SMALL.__dict__, "steps": 3}))
+
+
+def test_a_training_that_diverges_is_told_and_costs_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The denoised start's do, with both rates."""
+    tried: list[str] = []
+
+    def weird(prediction: Any, batch: Any, weights: Any) -> Any:
+        return honest(prediction, batch, weights) * (float("nan") if "denoised" in tried[-1] else 1)
+
+    honest, training = finetuning.energy_force_loss, experiment.finetune
+
+    def noted(records: Any, config: Any, *given: Any) -> Any:
+        tried.append(config.name)
+        return training(records, config, *given)
+
+    monkeypatch.setattr(finetuning, "energy_force_loss", weird)
+    monkeypatch.setattr(experiment, "finetune", noted)
+    one = one_experiment(tmp_path)
+    one.run()
+    assert sorted({m["start"] for m in one.result["models"].values()}) == [NOTHING, PRETRAINED]
+    (why,) = one.result["failed"].values()
+    assert why == "every training diverged"
+    bad = [t for t in one.result["trainings"].values() if t["validation_loss"] is None]
+    assert len(bad) == 2 and "lower learning_rate" in bad[0]["diverged"]
+    count = len(tried)
+    one_experiment(tmp_path).run()
+    assert len(tried) == count  # once more would be the same
+    assert "diverged" in tables.page(one.result, "dev")
 
 
 def test_another_machine_trains_again_what_was_not_simulated(tmp_path: Path) -> None:

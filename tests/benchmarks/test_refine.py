@@ -72,7 +72,7 @@ def test_simulations_that_fail_are_told_and_done_again(
     quiet()
     lines: list[str] = []
     one = Experiment(MODES["dev"], tmp_path / "dev.json", tmp_path / "state", lines.append)
-    start = one._trained(one.problem.learn[:20], tmp_path / "start", None)
+    start = one._trained(0, one.problem.learn[:20], tmp_path / "start", None)
     with monkeypatch.context() as patch:
         patch.setattr(experiment, "verdicts", lambda *given: ([], "2 of 2 simulations failed: x"))
         one._measure(0, "start", start, 20)

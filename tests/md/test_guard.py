@@ -728,7 +728,7 @@ def test_too_few_frames_cost_the_guard_and_not_the_model(guarded: Path, tmp_path
     records = [replace(r, energy=-4000.0) for r in made]
     loop = {"steps": 2, "validate_every": 2, "batch_atoms": 90, "compile": "no"}
     config = FinetuneConfig.model_validate({"validation": 1, "test": 0, "loop": loop})
-    guard_of = "mlpot.train.finetune.fit_guard"
+    guard_of = "mlpot.train.guard.fit_guard"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(guard_of, lambda *_, **__: (_ for _ in ()).throw(InputError("too few")))
         info, _ = finetune(records, config, tmp_path, None, progress=False, report=lines.append)
