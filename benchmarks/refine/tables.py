@@ -29,7 +29,9 @@ def block(result: Json) -> str:
         mine = [m for m in models if m["name"] == name]
         errors = [", ".join(_whole(m["test_meV"][t]["force_mae"]) for m in mine) for t in tests]
         labels = ", ".join(str(m["frames"]) for m in mine)
-        rows.append([name, labels, *(_stable(mine, float(t)) for t in kelvins), *errors])
+        rows.append(
+            [name, labels, *(_stable(mine, float(t), s["picoseconds"]) for t in kelvins), *errors]
+        )
     waiting = s["repeats"] - len(result["refinements"])
     unfinished = f" Not finished: {waiting} of the repeats." if waiting else ""
     hottest = max(s["refinement"]["temperatures"])
@@ -140,10 +142,10 @@ def write_block(path: Path, text: str) -> bool:
     return fill(path, START, text, END)
 
 
-def _stable(models: list[Json], kelvin: float) -> str:
+def _stable(models: list[Json], kelvin: float, end: float) -> str:
     """'3.1 (1.2 to 5.0), 2 of 8'"""
     runs = [[run for run in m["runs"] if run["temperature"] == kelvin] for m in models]
-    mean = bootstrap_mean([[run["stable_ps"] for run in mine] for mine in runs])
+    mean = bootstrap_mean([[run["stable_ps"] for run in mine] for mine in runs], 0.0, end)
     every = [run for mine in runs for run in mine]
     whole = sum(not run["broke"] for run in every)
     interval = f" ({mean.low:.3g} to {mean.high:.3g})" if mean.low < mean.high else ""

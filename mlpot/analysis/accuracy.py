@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpot.analysis.records import Json
-from mlpot.analysis.subjects import Subject
+from mlpot.analysis.subjects import CalculatorModel, Subject
 from mlpot.data.record import Record, formula
 from mlpot.data.splits import fingerprint
 from mlpot.errors import UnsupportedSystemError
@@ -76,17 +76,24 @@ def predict(
     """Energies [frames] eV, and forces [N, 3] eV/Å of each.
 
     Raises:
-        UnsupportedSystemError: an element that is not covered, or a frame that gives a NaN.
+        UnsupportedSystemError: an element that is not covered, a frame that gives a NaN, or a
+            periodic one for a calculator.
     """
     model = subject.open()
     energies: list[float] = []
     forces: list[NDArray[np.float64]] = []
     for start in range(0, len(records), FRAMES):
         part = records[start : start + FRAMES]
-        for record in part:
+        for i, record in enumerate(part, start):
             model.bind(record.numbers)  # refuses what is not covered
+            if any(record.pbc) and isinstance(model, CalculatorModel):
+                raise UnsupportedSystemError(
+                    f"frame {i} is periodic, and calculators are asked for molecules here. Leave "
+                    "such frames out"
+                )
         graphs = [
-            build_graph(r.numbers, r.positions, model.cutoff, dtype=model.dtype) for r in part
+            build_graph(r.numbers, r.positions, model.cutoff, r.cell, r.pbc, model.dtype)
+            for r in part
         ]
         found = model.predict(batch(graphs))
         energies += found.energy.detach().cpu().double().tolist()

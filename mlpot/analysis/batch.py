@@ -243,6 +243,7 @@ class _Going:
         content["runs"] = np.array([run.key for run in self.batch.runs])
         flags = list(self.watched.first.items()) if self.watched is not None else []
         content["told"] = np.array(json.dumps([list(self.endings.items()), self.displaced, flags]))
+        self.state.parent.mkdir(exist_ok=True)
         temporary = self.state.with_name(f".{self.state.name}")
         with temporary.open("wb") as file:
             np.savez(file, **content)

@@ -37,14 +37,21 @@ class Survival(NamedTuple):
     at_risk: list[int]
 
 
-def bootstrap_mean(groups: Sequence[ArrayLike]) -> Interval:
+def bootstrap_mean(
+    groups: Sequence[ArrayLike], least: float = -np.inf, most: float = np.inf
+) -> Interval:
     """Mean over all values; values are drawn again within each group (the seeds of a molecule).
 
     The list of molecules is part of a benchmark, so what is uncertain is what another draw of
-    seeds would give. Percentile interval; for groups of n, deviations are stretched by
-    sqrt(n / (n - 1)), without which few seeds would look too certain, but not beyond the values
-    themselves. Groups of one value tell nothing of their spread: if all are of that kind, values
-    are drawn from all of them together (see `drawn_over`).
+    seeds would give. Percentile interval, of which few seeds would look too certain: for groups of
+    n, deviations are stretched by sqrt(n / (n - 1)), and all of them by Student's t of as many
+    degrees of freedom over the normal distribution's. Groups of one value tell nothing of their
+    spread: theirs is taken to be that of the others; if all are of that kind, values are drawn
+    from all of them together (see `drawn_over`). A single value has no interval.
+
+    Args:
+        groups: values.
+        least, most: what no value can be beyond, nor the interval.
 
     Raises:
         ValueError: no values.
@@ -54,18 +61,21 @@ def bootstrap_mean(groups: Sequence[ArrayLike]) -> Interval:
         raise ValueError("no values to take a mean of")
     if all(len(a) == 1 for a in arrays):
         arrays = [np.concatenate(arrays)]
-    together = np.concatenate(arrays)
-    total = len(together)
+    total = sum(len(a) for a in arrays)
+    mean = float(np.concatenate(arrays).sum() / total)
+    freedom = total - len(arrays)
+    if not freedom:
+        return Interval(mean, mean, mean)
+    off = [(a - a.mean()) * np.sqrt(len(a) / (len(a) - 1)) for a in arrays if len(a) > 1]
+    off += [np.concatenate(off)] * sum(len(a) == 1 for a in arrays)
+    sizes = [len(a) for a in arrays if len(a) > 1] + [1 for a in arrays if len(a) == 1]
     rng = np.random.default_rng(SEED)
     sums = np.zeros(RESAMPLES)
-    mean = float(together.sum() / total)
-    for a in arrays:
-        drawn = a[rng.integers(len(a), size=(RESAMPLES, len(a)))] - a.mean()
-        stretch = np.sqrt(len(a) / (len(a) - 1)) if len(a) > 1 else 1.0
-        sums += stretch * drawn.sum(axis=1)
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(sums / total, [tail, 100 - tail])
-    least, most = (float(edge(a)) for edge, a in ((np.min, together), (np.max, together)))
+    for values, size in zip(off, sizes, strict=True):
+        sums += values[rng.integers(len(values), size=(RESAMPLES, size))].sum(axis=1)
+    tail = 0.5 * (1 - CONFIDENCE)
+    student = float(stats.t.ppf(1 - tail, freedom) / stats.norm.ppf(1 - tail))
+    low, high = student * np.percentile(sums / total, [100 * tail, 100 * (1 - tail)])
     return Interval(mean, max(least, mean + float(low)), min(most, mean + float(high)))
 
 
@@ -81,13 +91,23 @@ def fraction(count: int, of: int) -> Interval:
     return Interval(count / of, float(found.low), float(found.high))
 
 
-def t_mean(values: ArrayLike) -> Interval:
-    """Mean of few normally distributed values, such as the drifts of five seeds: Student's t."""
-    x = np.asarray(values, dtype=np.float64)
-    mean = float(x.mean())
-    if len(x) < 2:
+def t_mean(*groups: ArrayLike) -> Interval:
+    """Mean of few normally distributed values, such as the drifts of five seeds: Student's t.
+
+    Args:
+        groups: values; their scatter counts within each group (the seeds of a molecule), unless
+            all have one value.
+    """
+    arrays = [np.asarray(g, dtype=np.float64) for g in groups]
+    if all(len(a) == 1 for a in arrays):
+        arrays = [np.concatenate(arrays)]
+    total = sum(len(a) for a in arrays)
+    mean = float(sum(a.sum() for a in arrays) / total)
+    freedom = total - len(arrays)
+    if not freedom:
         return Interval(mean, -np.inf, np.inf)
-    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
+    variance = sum(float(((a - a.mean()) ** 2).sum()) for a in arrays) / freedom
+    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom) * np.sqrt(variance / total))
     return Interval(mean, mean - half, mean + half)
 
 
@@ -107,6 +127,8 @@ def survival(times: ArrayLike, broke: ArrayLike) -> Survival:
     # where nothing has broken, or nothing is left, the formula gives NaN
     low = np.where(np.isfinite(band.low.probabilities), band.low.probabilities, p)
     high = np.where(np.isfinite(band.high.probabilities), band.high.probabilities, p)
+    if p[-1] == 0:  # that all have broken leaves the bound from before: more runs might go on
+        high[-1] = high[-2] if len(high) > 1 else 1.0
     risk = [int((at >= t).sum()) for t in sf.quantiles]
     return Survival(
         [0.0, *sf.quantiles.tolist()],
@@ -124,7 +146,8 @@ def median(curve: Survival) -> Interval:
     """
 
     def reaches(probability: Sequence[float]) -> float:
-        at = (t for t, p in zip(curve.times, probability, strict=True) if p <= 0.5)
+        # a product of fractions that is a half may be a bit more
+        at = (t for t, p in zip(curve.times, probability, strict=True) if p <= 0.5 + 1e-9)
         return next(at, np.inf)
 
     return Interval(reaches(curve.probability), reaches(curve.low), reaches(curve.high))

@@ -86,7 +86,7 @@ def own_molecules(sources: Iterable[str | Path]) -> list[Molecule]:
         structure = read_structure(source, periodic=False)
         is_file = Path(source).is_file()
         name = Path(source).stem if is_file else structure.formula
-        safe = re.sub(r"[^\w+-]", "_", name)
+        safe = re.sub(r"[^\w+-]", "_", name, flags=re.ASCII)
         smiles = "" if is_file else str(source)
         x, z = structure.positions, structure.numbers
         found.append(Molecule(safe, "own", z, x, smiles, Path(structure.name).name))

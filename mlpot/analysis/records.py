@@ -36,9 +36,12 @@ series from the records, worst frames (``summary["runs"][...]["worst_frame"]``) 
 """
 
 import json
+import shutil
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import mdtraj
@@ -55,6 +58,9 @@ from mlpot.units import ANGSTROM_TO_NM, NM_TO_ANGSTROM
 
 Json = dict[str, Any]
 
+#: folders in that of a suite
+_PARTS = ("molecules", "trajectories", "references", "partial")
+
 
 @dataclass(frozen=True)
 class Suite:
@@ -67,6 +73,8 @@ class Suite:
         others: keys of accuracy and refusal records.
         jobs: keys of the jobs that were still to be done when the suite was last run; None where
             that is not known.
+        names: key of a run -> name of its molecule; None where that is not known. A record has the
+            name of its time, and keys do not depend on it.
         molecules: name -> set, smiles, source, numbers [N], positions [N][3] Å, bonds [B][2].
         skipped: what -> why it is not run.
         machine: processor, threads, versions.
@@ -82,6 +90,7 @@ class Suite:
     skipped: dict[str, str]
     machine: Json = field(default_factory=dict)
     jobs: list[str] | None = None
+    names: dict[str, str] | None = None
     version: int = VERSION
 
 
@@ -114,22 +123,34 @@ class Folder:
                 f"{self.suite_file} cannot be read ({error}). Run the suite again"
             ) from error
 
-    def begin(self, suite: Suite) -> None:
-        """Write ``suite.json``, unless the folder belongs to something else.
+    def check(self, identity: str) -> None:
+        """Return if the folder is free, or of the same model; nothing is written.
 
         Raises:
             InputError: it holds results of another model, or files that are not of a suite.
         """
         if self.suite_file.is_file():
             old = self.suite()
-            if old.identity != suite.identity:
+            if old.identity != identity:
                 raise InputError(
                     f"{self.path} holds results of another model ({old.model}; or its file, "
                     "options or precision have changed). Choose another folder with --out"
                 )
-        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        elif self.path.exists() and not (self.path.is_dir() and self._fresh()):
             raise InputError(f"{self.path} holds something else. Choose another folder with --out")
-        for name in ("molecules", "trajectories", "references", "partial"):
+
+    def _fresh(self) -> bool:
+        """Empty, or as a kill in the first moments leaves it."""
+        for path in self.path.iterdir():
+            ours = path.name in _PARTS and path.is_dir() and not any(path.iterdir())
+            if not ours and path != self.records_file:
+                return False
+        return True
+
+    def begin(self, suite: Suite) -> None:
+        """Make the folder and write ``suite.json``. Raises as `check`."""
+        self.check(suite.identity)
+        for name in _PARTS:
             (self.path / name).mkdir(parents=True, exist_ok=True)
         write_json(self.suite_file, asdict(suite))
 
@@ -141,6 +162,16 @@ class Folder:
         if not self.records_file.is_file():
             return []
         return list(records_of(self.records_file))
+
+    def records_of(self, suite: Suite) -> dict[str, Json]:
+        """Key -> latest record, in the order of the suite; older ones are left out. Molecules have
+        the names of the suite."""
+        latest = {record.get("key"): record for record in self.records()}
+        found = {key: latest[key] for key in [*suite.runs, *suite.others] if key in latest}
+        for key, name in (suite.names or {}).items():
+            if key in found:
+                found[key] = {**found[key], "molecule": name}
+        return found
 
     def trajectory(self, id: str) -> Path:
         return self.path / "trajectories" / f"{id}.xtc"
@@ -220,25 +251,50 @@ def topology_of(numbers: NDArray[np.int64], bonds: NDArray[np.int64]) -> mdtraj.
 
 
 def write_topology(path: Path, molecule: Molecule) -> None:
+    """PDB, as a whole or not at all."""
     bonds = find_bonds(molecule.numbers, molecule.positions)
     xyz = (molecule.positions * ANGSTROM_TO_NM).astype(np.float32)[None]
-    mdtraj.Trajectory(xyz, topology_of(molecule.numbers, bonds)).save_pdb(str(path))
+    temporary = path.with_name(f".{path.name}")
+    mdtraj.Trajectory(xyz, topology_of(molecule.numbers, bonds)).save_pdb(str(temporary))
+    temporary.replace(path)
 
 
 def write_trajectory(path: Path, positions: NDArray[np.floating], interval: float) -> None:
     """Positions [F, N, 3] Å, a frame every ``interval`` fs, at once: a cut file never exists."""
+    time = (np.arange(len(positions)) * interval / 1000).astype(np.float32)
+    xyz = np.ascontiguousarray(positions * ANGSTROM_TO_NM, dtype=np.float32)
     temporary = path.with_name(f".{path.name}")
-    with mdtraj.formats.XTCTrajectoryFile(str(temporary), "w", force_overwrite=True) as file:
-        time = (np.arange(len(positions)) * interval / 1000).astype(np.float32)
-        xyz = np.ascontiguousarray(positions * ANGSTROM_TO_NM, dtype=np.float32)
-        file.write(xyz, time=time, step=np.arange(len(positions), dtype=np.int32))
+    with _ascii(temporary) as place:
+        with mdtraj.formats.XTCTrajectoryFile(place, "w", force_overwrite=True) as file:
+            file.write(xyz, time=time, step=np.arange(len(positions), dtype=np.int32))
+        if place != str(temporary):
+            shutil.copyfile(place, temporary)
     temporary.replace(path)
 
 
 def read_trajectory(path: Path) -> NDArray[np.float32]:
-    """[F, N, 3] Å"""
-    with mdtraj.formats.XTCTrajectoryFile(str(path)) as file:
-        return file.read()[0] * np.float32(NM_TO_ANGSTROM)
+    """[F, N, 3] Å. Raises DataError where it cannot be read."""
+    try:
+        with _ascii(path) as place:
+            if place != str(path):
+                shutil.copyfile(path, place)
+            with mdtraj.formats.XTCTrajectoryFile(place) as file:
+                return file.read()[0] * np.float32(NM_TO_ANGSTROM)
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"{path} cannot be read ({error}). Put a whole copy back, or run the suite again in "
+            "another folder"
+        ) from error
+
+
+@contextmanager
+def _ascii(path: Path) -> Iterator[str]:
+    """A path that mdtraj's XTC can open: it knows no other letters."""
+    if str(path).isascii():
+        yield str(path)
+        return
+    with TemporaryDirectory() as folder:
+        yield str(Path(folder) / f"frames{path.suffix}")
 
 
 def write_json(path: Path, content: Any) -> None:

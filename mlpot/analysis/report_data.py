@@ -70,8 +70,7 @@ def read_sides(paths: Sequence[str | Path]) -> list[Side]:
 
 
 def _side(label: str, folder: Folder, suite: Suite) -> Side:
-    latest = {record.get("key"): record for record in folder.records()}
-    if not any(key in latest for key in suite.runs):
+    if not any(key in folder.records_of(suite) for key in suite.runs):
         raise DataError(
             f"{folder.path} has no finished run to report. Wait for one, or give the command "
             "of `mlpot stability` again"
@@ -83,8 +82,9 @@ def _side(label: str, folder: Folder, suite: Suite) -> Side:
             f"{folder.records_file} does not hold what this mlpot expects "
             f"({type(error).__name__}: {error}). Run the suite again, in another folder"
         ) from error
-    mine = {key: latest[key] for key in [*suite.runs, *suite.others] if key in latest}
-    return Side(label, folder, suite, summary, mine)
+    # read last: a run that has ended since is no line of the summary, and the other way round one
+    # would lack its record
+    return Side(label, folder, suite, summary, folder.records_of(suite))
 
 
 def _labels(folders: Sequence[Folder], suites: Sequence[Suite]) -> list[str]:

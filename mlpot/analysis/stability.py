@@ -123,20 +123,22 @@ def run(
     """
     _check_names(only, content)
     folder = Folder(Path(out).absolute())
-    records = folder.records()
-    _clear(folder, {r["key"] for r in records})  # what a kill left behind; a retry begins anew
-    done = {r["key"] for r in records if not (retry and r.get("ending") in FAILURES)}
-    done |= set(elsewhere)
-    runs, others = _begin(subject, content, folder, done)
-    if only:
-        runs, others = [run for run in runs if run.scenario.name in only], []
-    failed = {} if retry else failures_of(folder.records_file)
-    jobs = list(_jobs(subject, runs, others, folder, done, torn))
-    todo = {job.key: job for job in jobs if job is not None and job.key not in failed}
-    left = [run for job in todo.values() if isinstance(job, Batch) for run in job.runs]
-    _compile(subject, left, report)
-    on_start(len(jobs), len(jobs) - len(todo))
-    with folder.store() as store:
+    folder.check(subject.identity)
+    asked = _asked(subject, content)
+    with folder.store() as store:  # a second process is refused before it touches anything
+        records = folder.records()
+        _clear(folder, {r["key"] for r in records})  # what a kill left; a retry begins anew
+        done = {r["key"] for r in records if not (retry and r.get("ending") in FAILURES)}
+        done |= set(elsewhere)
+        runs, others = _begin(subject, content, asked, folder, done)
+        if only:
+            runs, others = [run for run in runs if run.scenario.name in only], []
+        failed = {} if retry else failures_of(folder.records_file)
+        jobs = list(_jobs(subject, runs, others, folder, done, torn))
+        todo = {job.key: job for job in jobs if job is not None and job.key not in failed}
+        left = [run for job in todo.values() if isinstance(job, Batch) for run in job.runs]
+        _compile(subject, left, report)
+        on_start(len(jobs), len(jobs) - len(todo))
         run_jobs(work, todo, store, workers=workers, scheduler=scheduler, on_result=on_result)
         _clear(folder, {record["key"] for record in folder.records()} | set(elsewhere))
     return folder
@@ -158,10 +160,10 @@ def _clear(folder: Folder, done: set[str]) -> None:
         partial.rmdir()
 
 
-def _begin(
-    subject: Subject, content: Content, folder: Folder, done: set[str]
-) -> tuple[list[Planned], list[Refusal | Accuracy]]:
-    """What the suite consists of, once the folder has been claimed for it."""
+def _asked(
+    subject: Subject, content: Content
+) -> tuple[list[Planned], list[Refusal | Accuracy], dict[str, str]]:
+    """Runs, other jobs, and what is skipped, with the reason."""
     molecules, skipped = _covered(subject, content.molecules)
     runs = _plan(content, molecules)
     if not runs:
@@ -169,6 +171,18 @@ def _begin(
         raise InputError(f"there is nothing to run: {reason}")
     others: list[Refusal | Accuracy] = [*_refusals(subject)]
     others += _accuracies(subject, content.accuracy or {}, skipped)
+    return runs, others, skipped
+
+
+def _begin(
+    subject: Subject,
+    content: Content,
+    asked: tuple[list[Planned], list[Refusal | Accuracy], dict[str, str]],
+    folder: Folder,
+    done: set[str],
+) -> tuple[list[Planned], list[Refusal | Accuracy]]:
+    """What the suite consists of, once the folder has been claimed for it."""
+    runs, others, skipped = asked
     used = {run.molecule.name: run.molecule for run in runs}
     jobs = _jobs(subject, runs, others, folder, done, TORN)
     folder.begin(
@@ -182,6 +196,7 @@ def _begin(
             skipped={**(content.skipped or {}), **skipped},
             machine=machine(subject),
             jobs=[job.key for job in jobs if job is not None],
+            names={run.key: run.molecule.name for run in runs},
         )
     )
     _write_inputs(folder, used, content.references or {})
@@ -320,15 +335,18 @@ def _write_inputs(
     folder: Folder, molecules: Mapping[str, Molecule], references: Mapping[str, Reference]
 ) -> None:
     for name, molecule in molecules.items():
-        if not folder.topology(name).is_file():
-            write_topology(folder.topology(name), molecule)
+        write_topology(folder.topology(name), molecule)
     for name, reference in references.items():
         told: dict[str, Any] = {
             "positions": np.asarray(reference.positions, dtype=np.float32),
             "temperature": reference.temperature,
             "source": reference.source,
         }
-        np.savez_compressed(folder.reference(name), **told)
+        path = folder.reference(name)
+        temporary = path.with_name(f".{path.name}")
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, **told)
+        temporary.replace(path)
 
 
 def _compile(subject: Subject, runs: Sequence[Planned], report: Callable[[str], None]) -> None:

@@ -64,22 +64,24 @@ def distort(
     of at most ``spread`` Å.
 
     Drawn again, a little smaller each time, while a bond is off by more than 0.3 Å or two atoms
-    come closer than 0.8 Å: from there a hydrogen may fly off by the laws of nature. So the root
-    mean square of what comes of 0.1 Å is nearer to 0.09 Å, and records tell it.
+    come closer than 0.8 Å (four fifths of what they were, in hydrogen): from there a hydrogen may
+    fly off by the laws of nature. So the root mean square of what comes of 0.1 Å is nearer to
+    0.09 Å, and records tell it.
 
     Raises:
         UnsupportedSystemError: no such start was found.
     """
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0, 0)))
+    limit = CLOSEST if apart(positions, CLOSEST) else 0.8 * float(pdist(positions).min())  # H2
     bonds = find_bonds(molecule.numbers, molecule.positions)
     still = bond_lengths(positions[None], bonds)
     for attempt in range(tries):
         moved = positions + 0.98**attempt * spread * rng.standard_normal(positions.shape)
         strained = np.abs(bond_lengths(moved[None], bonds) - still) > STRAIN
-        if not strained.any() and apart(moved, CLOSEST):
+        if not strained.any() and apart(moved, limit):
             return moved
     raise UnsupportedSystemError(
         f"no start off by {spread:g} Å was found in {tries} draws in which bonds are within "
-        f"{STRAIN:g} Å of their lengths and atoms {CLOSEST:g} Å apart. Leave this molecule out, or "
+        f"{STRAIN:g} Å of their lengths and atoms {limit:.2g} Å apart. Leave this molecule out, or "
         "distort it less"
     )

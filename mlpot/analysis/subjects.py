@@ -184,4 +184,4 @@ def subject(
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     identity = f"{digest} {dtype or 'default'}"
     told = name if not Path(name).exists() else path.stem
-    return Subject(told, identity, str(path), engine, dtype, device)
+    return Subject(told, identity, str(path.absolute()), engine, dtype, device)

@@ -28,6 +28,9 @@ from mlpot.analysis.verdicts import ROOM, SETTLING, Judged, judge_runs
 #: ps, after which a distribution no longer knows that the run began in a minimum
 WARM = 1.0
 
+#: share of a run at constant energy before which it must not break, to tell a drift
+_MOST = 0.5
+
 #: what makes runs one row of a table
 _GROUP = (
     "scenario",
@@ -73,9 +76,8 @@ def analyze(out: str | Path, elsewhere: Elsewhere | None = None) -> Json:
 
 
 def _sum(folder: Folder, suite: Suite, elsewhere: Elsewhere) -> Json:
-    latest = {record["key"]: record for record in folder.records()}
-    records = [latest[key] for key in suite.runs if key in latest]
-    others = [latest[key] for key in suite.others if key in latest]
+    latest = folder.records_of(suite)
+    records, others = ([latest[k] for k in ks if k in latest] for ks in (suite.runs, suite.others))
     everything, lengths = judge_runs(folder, suite, records, elsewhere.lengths)
     judged = [one for one in everything if not one.failed]
     failed = {one.record["key"]: _why(one.record) for one in everything if one.failed}
@@ -181,12 +183,15 @@ def _row(by_molecule: Sequence[Sequence[Json]]) -> Json:
     (how many runs). ``over``: what intervals of picoseconds are drawn over."""
     runs = [one for members in by_molecule for one in members]
     whole = sum(not one["broke"] for one in runs)
+    end = max(one["picoseconds"] for one in runs)
     return {
         "runs": len(runs),
         "sound": whole,
         "fraction": fraction(whole, len(runs)),
-        "stable_ps": bootstrap_mean([[o["stable_ps"] for o in m] for m in by_molecule]),
-        "bond_ps": bootstrap_mean([[_until(o, "bond_ps") for o in m] for m in by_molecule]),
+        "stable_ps": bootstrap_mean([[o["stable_ps"] for o in m] for m in by_molecule], 0.0, end),
+        "bond_ps": bootstrap_mean(
+            [[_until(o, "bond_ps") for o in m] for m in by_molecule], 0.0, end
+        ),
         "lost_hydrogen": sum(one["hydrogen_ps"] is not None for one in runs),
         "exploded": sum(one["explosion_ps"] is not None for one in runs),
         "over": drawn_over(by_molecule),
@@ -239,9 +244,10 @@ def _of_constant_energy(judged: Sequence[Judged]) -> list[list[Judged]]:
 def _drift(runs: Sequence[Judged]) -> Json:
     """Slope of the total energy, meV/atom/ps, and its scatter about the line, meV/atom.
 
-    Of a run that broke, only the part before counts, which may look as good as any: so ``broke``
-    says how many did, of all ``runs``. ``largest``: the molecule whose mean drift is furthest
-    from 0, as many molecules may hide one.
+    Of a run that broke, only the part before counts, which may look as good as any, and only if
+    it is most of the run: so ``broke`` says how many did, of all ``runs``, and ``counted`` how many
+    have a slope. The interval is over the seeds of each molecule. ``largest``: the molecule whose
+    mean drift is furthest from 0, as many molecules may hide one.
     """
     drifts: dict[str, list[float]] = defaultdict(list)
     scatter = []
@@ -250,13 +256,12 @@ def _drift(runs: Sequence[Judged]) -> Json:
         time = one.times[part]
         potential, kinetic = (np.array(r[k], dtype=np.float64) for k in ("potential", "kinetic"))
         energy = (potential + kinetic)[part]
-        if len(time) < 3:  # broke at once: no line to speak of
-            continue
+        if len(time) < one.record["picoseconds"] * _MOST * 1000 / one.record["interval"]:
+            continue  # broke early: over a few frames a vibration looks like a drift
         energy = 1000 * (energy - energy[0]) / one.positions.shape[1]
         rate = slope(time, energy)
         drifts[r["molecule"]].append(rate)
         scatter.append(float(np.std(energy - rate * time)))
-    everything = [rate for rates in drifts.values() for rate in rates]
     means = {name: float(np.mean(rates)) for name, rates in drifts.items()}
     worst = max(means, key=lambda name: abs(means[name]), default=None)
     r = runs[0].record
@@ -264,7 +269,8 @@ def _drift(runs: Sequence[Judged]) -> Json:
         **{name: r[name] for name in ("timestep", "dtype", "picoseconds", "temperature")},
         "runs": len(runs),
         "broke": sum(one.verdict.broke for one in runs),
-        "drift": t_mean(everything) if everything else None,
+        "counted": sum(len(rates) for rates in drifts.values()),
+        "drift": t_mean(*drifts.values()) if drifts else None,
         "scatter": float(np.mean(scatter)) if scatter else None,
         "largest": None if worst is None else {"molecule": worst, "drift": means[worst]},
         "molecules": {name: {"values": v, "drift": t_mean(v)} for name, v in drifts.items()},

@@ -115,7 +115,13 @@ def _frames(folder: Folder, record: Json) -> NDArray[np.float32]:
             f"{path} is missing, and {folder.records_file.name} has a record of it. Put it back, "
             "or run the suite again in another folder"
         )
-    return read_trajectory(path)
+    positions = read_trajectory(path)
+    if len(positions) != len(record["temperatures"]):
+        raise DataError(
+            f"{path} has {len(positions)} frames, and its record {len(record['temperatures'])}: it "
+            "was cut or altered. Put it back, or run the suite again in another folder"
+        )
+    return positions
 
 
 def _lengths(

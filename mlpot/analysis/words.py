@@ -24,8 +24,9 @@ MEDIAN = (
 )
 
 DRIFT = (
-    "Intervals are over all runs. Of a run that broke only the part before counts. Largest: the "
-    "molecule whose mean drift is furthest from 0."
+    "Intervals are over the seeds of each molecule. Of a run that broke only the part before "
+    "counts, if it is half of the run or more. Largest: the molecule whose mean drift is furthest "
+    "from 0."
 )
 
 

@@ -45,7 +45,8 @@ class Group(TyperGroup):
                 raise
             message = " ".join(str(error).split())
             if isinstance(error, OSError) and not isinstance(error, MLPotError):
-                message = f"{error.filename}: {error.strerror}. Check the path and its permissions"
+                told = f"{error.filename}: {error.strerror}" if error.strerror else message
+                message = f"{told}. Check the path and its permissions"
             Console(stderr=True, highlight=False, soft_wrap=True).print(
                 f"[bold red]error:[/] {escape(message)}"
             )

@@ -235,7 +235,8 @@ class Watch:
             self.outside = self.outside and self._calm < guard.checks
             return
         self._calm = 0
-        self._waiting.append((step, time, np.array(positions), grades, cell))
+        box = None if cell is None else np.array(cell)  # ASE's is the one that changes
+        self._waiting.append((step, time, np.array(positions), grades, box))
         patient = self._row >= guard.checks
         begun = not self.outside and (bool(patient.any()) or grades[atom] > guard.sure)
         if begun:

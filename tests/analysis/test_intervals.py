@@ -47,10 +47,26 @@ def test_the_bootstrap_repeats_exactly_and_equal_values_are_certain() -> None:
     groups = [[1.0, 2.0, 4.0], [3.0, 3.5]]
     assert bootstrap_mean(groups) == bootstrap_mean(groups)
     assert bootstrap_mean([[20.0] * 3] * 5) == (20.0, 20.0, 20.0)
-    short = bootstrap_mean([[0.0], [2.0], [2.0]])  # no run is longer than the longest
+    short = bootstrap_mean([[0.0], [2.0], [2.0]], 0.0, 2.0)  # no run is longer than its length
     assert 0.0 <= short.low < short.high <= 2.0
+    assert bootstrap_mean([[3.0]]) == (3.0, 3.0, 3.0)  # of one there is no interval
     one_each = bootstrap_mean([[1.0], [2.0], [6.0]])
     assert one_each.low < one_each.value == 3.0 < one_each.high
+
+
+@pytest.mark.parametrize("sizes", [[2], [3], [2, 2], [2] * 4, [3] * 3, [3] + [1] * 19])
+def test_the_bootstrap_covers_with_few_seeds_too(sizes: list[int]) -> None:
+    """A plain percentile interval of two seeds covers half the time, and one of which most
+    molecules have a single seed as well."""
+    rng = np.random.default_rng(5)
+    means = rng.uniform(0.0, 100.0, len(sizes))
+    hits = 0
+    for _ in range(200):
+        found = bootstrap_mean(
+            [m + rng.normal(0.0, 2.0, n) for m, n in zip(means, sizes, strict=True)]
+        )
+        hits += found.low <= np.average(means, weights=sizes) <= found.high
+    assert 0.88 <= hits / 200 <= 1.0
 
 
 def test_a_share_of_none_and_of_all_has_a_width() -> None:
@@ -64,6 +80,11 @@ def test_drifts_of_five_seeds_have_students_interval() -> None:
     assert found.value == 3.0
     assert found.high - 3.0 == pytest.approx(2.776 * np.sqrt(2.5 / 5), rel=1e-3)
     assert t_mean([1.0]).high == np.inf
+    # seeds of molecules whose drifts differ: the interval is about the seeds
+    two = t_mean([1.0, 2.0, 3.0], [11.0, 12.0, 13.0])
+    assert two.value == 7.0
+    assert two.high - 7.0 == pytest.approx(2.776 * np.sqrt(1.0 / 6), rel=1e-3)
+    assert t_mean([1.0], [2.0], [6.0]) == t_mean([1.0, 2.0, 6.0])
 
 
 def test_survival_is_kaplan_meiers() -> None:
@@ -82,6 +103,8 @@ def test_survival_of_whole_runs_is_one_and_of_broken_ones_ends_at_zero() -> None
     broken = survival([1.0, 2.0], [True, True])
     assert broken.probability == [1.0, 0.5, 0.0]
     assert np.isfinite([*broken.low, *broken.high]).all()
+    # two more might have gone on: the last bound is that from before, as in `survfit` of R
+    assert broken.high[-1] == broken.high[-2] > 0.5 and broken.low[-1] == 0.0
 
 
 def test_the_median_is_that_of_textbooks() -> None:
@@ -89,6 +112,20 @@ def test_the_median_is_that_of_textbooks() -> None:
     assert median(survival(TIMES, BROKE)) == (23.0, 13.0, math.inf)
     assert median(survival([1.0, 2.0, 3.0], [True] * 3)).value == 2.0
     assert median(survival([20.0] * 5, [False] * 5)) == (math.inf,) * 3
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
+def test_few_runs_that_break_say_nothing_of_the_upper_end(n: int) -> None:
+    found = median(survival(np.arange(1.0, n + 1), [True] * n))
+    assert math.isfinite(found.value) and found.high == math.inf
+
+
+@pytest.mark.parametrize("n", [24, 38, 44, 62, 100])
+def test_half_is_half_whatever_the_rounding(n: int) -> None:
+    found = median(
+        survival([*range(1, n // 2 + 1), *[n] * (n // 2)], [1] * (n // 2) + [0] * (n // 2))
+    )
+    assert found.value == n // 2
 
 
 def test_the_median_of_what_is_censored_is_no_mean_of_what_broke() -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from ase.build import molecule
 from ase.calculators.emt import EMT
+from ase.io import write
 
 import mlpot.analysis.batch as batch_module
 from mlpot.analysis import stability
@@ -22,12 +23,13 @@ from mlpot.analysis.accuracy import Accuracy, predict
 from mlpot.analysis.criteria import bond_lengths, find_bonds
 from mlpot.analysis.elsewhere import Elsewhere
 from mlpot.analysis.molecules import DEFAULT, SETS, own_molecules, read_molecules
-from mlpot.analysis.records import Folder, read_trajectory
+from mlpot.analysis.records import Folder, read_trajectory, write_trajectory
 from mlpot.analysis.scenarios import MODES, Scenario, plan
 from mlpot.analysis.stability import Content, Reference, run
 from mlpot.analysis.starts import distort
 from mlpot.analysis.subjects import Subject, subject
 from mlpot.analysis.summary import analyze
+from mlpot.calculator import MLPotCalculator
 from mlpot.data.record import Record
 from mlpot.errors import DataError, InputError, UnknownModelError, UnsupportedSystemError
 from tests.analysis.calculators import Harmonic
@@ -362,8 +364,84 @@ def test_a_folder_of_another_model_is_refused(
     assert (tmp_path / "suite" / "suite.json").read_bytes() == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years")
+    (tmp_path / "mine" / "partial").mkdir()
+    (tmp_path / "mine" / "partial" / ".keep").touch()
     with pytest.raises(InputError, match="something else"):
         run(soft, content, tmp_path / "mine")
+    assert sorted(p.name for p in (tmp_path / "mine").rglob("*")) == [
+        ".keep",
+        "partial",
+        "thesis.tex",
+    ]
+
+
+def test_a_second_process_is_refused_before_it_touches_anything(
+    soft: Subject, content: Content, tmp_path: Path
+) -> None:
+    folder = run(soft, content, tmp_path / "suite")
+    state = folder.partial("a")
+    state.parent.mkdir(exist_ok=True)
+    half = state.with_name(".a.npz")
+    half.touch()
+    before = folder.suite_file.read_bytes()
+    more = replace(content, molecules=[*content.molecules, small("NH3")])
+    with folder.store(), pytest.raises(DataError, match="another process is writing"):
+        run(soft, more, folder.path)
+    assert half.exists() and folder.suite_file.read_bytes() == before
+    run(soft, more, folder.path)
+    assert not half.exists()
+
+
+def test_a_start_that_was_killed_at_once_leaves_no_foreign_folder(
+    soft: Subject, content: Content, tmp_path: Path
+) -> None:
+    (tmp_path / "suite" / "partial").mkdir(parents=True)
+    (tmp_path / "suite" / "records.jsonl").touch()
+    assert len(runs_of(run(soft, content, tmp_path / "suite"))) == 8
+
+
+def test_molecules_that_change_names_keep_their_runs(soft: Subject, tmp_path: Path) -> None:
+    """Two isomers have one formula, so their names depend on their order; keys do not."""
+    scenario = Scenario("ladder", ("standard",), (300.0,), 0.02, 2, interval=2.0)
+    ring, chain = (replace(small(n), name="C2H4O") for n in ("CH2OCH2", "CH3CHO"))
+    first = Content([scenario], [ring, replace(chain, name="C2H4O-2")])
+    before = analyze(run(soft, first, tmp_path / "suite").path)
+    other = Content([scenario], [chain, replace(ring, name="C2H4O-2")])
+    after = analyze(run(soft, other, tmp_path / "suite").path)
+    alone = analyze(run(soft, Content([scenario], [chain]), tmp_path / "suite").path)
+    told = [{r["key"]: (r["broke"], r["stable_ps"]) for r in s["runs"]} for s in (before, after)]
+    assert told[0] == told[1] and len(told[0]) == 4
+    assert {r["key"]: (r["broke"], r["stable_ps"]) for r in alone["runs"]}.items() <= told[
+        0
+    ].items()
+    assert len(alone["runs"]) == 2 and alone["missing"] == 0
+    named = {r["key"]: r["molecule"] for r in after["runs"]}
+    swapped = {"C2H4O": "C2H4O-2", "C2H4O-2": "C2H4O"}
+    assert named == {r["key"]: swapped[r["molecule"]] for r in before["runs"]}
+
+
+def test_folders_and_molecules_may_have_umlauts(soft: Subject, tmp_path: Path) -> None:
+    path = tmp_path / "Jürg"
+    path.mkdir()
+    write(path / "Säure.xyz", molecule("CH3OH"))
+    scenario = Scenario("ladder", ("own",), (300.0,), 0.01, interval=2.0)
+    (own,) = own_molecules([path / "Säure.xyz"])
+    assert own.name == "S_ure"
+    summary = analyze(run(soft, Content([scenario], [own]), path / "suite").path)
+    assert len(summary["runs"]) == 1 and not summary["failed"]
+
+
+def test_a_trajectory_that_was_cut_is_no_whole_run(
+    soft: Subject, content: Content, tmp_path: Path
+) -> None:
+    folder = run(soft, content, tmp_path / "suite")
+    path = folder.trajectory(next(iter(runs_of(folder).values()))["id"])
+    write_trajectory(path, read_trajectory(path)[:4], 2.0)
+    with pytest.raises(DataError, match="has 4 frames, and its record 11"):
+        analyze(folder.path)
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match="cannot be read"):
+        analyze(folder.path)
 
 
 # --- calculators ---------------------------------------------------------------------------------
@@ -732,6 +810,39 @@ def test_errors_are_those_of_the_model(soft: Subject, content: Content, tmp_path
 # --- what is asked -------------------------------------------------------------------------------
 
 
+def test_periodic_frames_are_computed_as_such(soft: Subject, harmonic: Subject) -> None:
+    atoms = molecule("CH3OH")
+    numbers = atoms.numbers.astype(np.int64)
+    alone = Record(numbers, atoms.positions, energy=0.0)
+    box = replace(alone, cell=np.eye(3) * 5.0, pbc=(True, True, True))
+    energies, forces = predict(soft, [alone, box])
+    atoms.set_cell(box.cell)
+    atoms.pbc = True
+    atoms.calc = MLPotCalculator(soft.model)
+    assert energies[1] == pytest.approx(atoms.get_potential_energy(), abs=1e-4)
+    np.testing.assert_allclose(forces[1], atoms.get_forces(), atol=1e-5)
+    assert np.abs(forces[1] - forces[0]).max() > 1e-3
+    with pytest.raises(UnsupportedSystemError, match="frame 1 is periodic"):
+        predict(harmonic, [alone, box])
+
+
+def test_slopes_are_of_runs_that_hold_for_half_their_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_module, "EQUILIBRATION", 0.05)
+    scenario = Scenario(
+        "nve", ("standard",), (300.0,), 0.2, 2, ensemble="nve", timestep=0.5, interval=2.0
+    )
+    folder = run(subject(HARMONIC), Content([scenario], [small("CH3OH")]), tmp_path / "suite")
+    assert analyze(folder.path)["drift"][0]["counted"] == 2
+    record = next(iter(runs_of(folder).values()))
+    frames = read_trajectory(folder.trajectory(record["id"])).copy()
+    frames[20:, 2] += 3.0  # an atom is gone after 40 of 200 fs
+    write_trajectory(folder.trajectory(record["id"]), frames, 2.0)
+    told = analyze(folder.path)["drift"][0]
+    assert (told["runs"], told["broke"], told["counted"]) == (2, 1, 1)
+
+
 def test_a_distorted_start_is_off_by_what_was_asked() -> None:
     ring = small("C6H6")
     still = ring.positions
@@ -745,30 +856,43 @@ def test_a_distorted_start_is_off_by_what_was_asked() -> None:
 
 
 def test_a_start_that_cannot_be_distorted_is_an_error_and_not_left_as_it_was() -> None:
-    hydrogen = small("H2")  # 0.74 Å long, and no two atoms may come closer than 0.8 Å
-    with pytest.raises(UnsupportedSystemError, match="no start off by 0.01 Å"):
-        distort(hydrogen, hydrogen.positions, 0.01, seed=5)
+    ring = small("C6H6")
+    with pytest.raises(UnsupportedSystemError, match="no start off by 9 Å"):
+        distort(ring, ring.positions, 9.0, seed=5)
 
 
-def test_records_tell_what_a_start_was_off_by(soft: Subject, tmp_path: Path) -> None:
+def test_hydrogen_may_be_distorted() -> None:
+    """It is 0.74 Å long, shorter than atoms of other molecules may come together."""
+    hydrogen = small("H2")
+    moved = distort(hydrogen, hydrogen.positions, 0.05, seed=5)
+    assert 0 < np.abs(moved - hydrogen.positions).max() < 0.3
+
+
+def test_records_tell_what_a_start_was_off_by(
+    soft: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And a run without such a start is a failure; those beside it in the batch go on."""
     scenario = Scenario("distorted", ("standard",), (300.0,), 0.02, distortion=0.1, interval=2.0)
-    tight = replace(small("H2"), positions=0.6 * small("H2").positions)  # 0.44 Å long
-    molecules = [small("C6H6"), tight, small("CH3OH")]
+
+    def picky(molecule: Any, positions: Any, spread: float, seed: int) -> Any:
+        return distort(molecule, positions, 9.0 if molecule.name == "CH4" else spread, seed)
+
+    monkeypatch.setattr(batch_module, "distort", picky)
+    molecules = [small("C6H6"), small("CH4"), small("CH3OH")]
     folder = run(soft, Content([scenario], molecules), tmp_path / "suite")
     by = {r["molecule"]: r for r in runs_of(folder).values()}
     first = read_trajectory(folder.trajectory(by["C6H6"]["id"]))[0]
     batch = batch_module.relax(soft.open(), molecules[:1])
     off = np.sqrt(np.mean((first - batch[0]) ** 2))
     assert by["C6H6"]["displaced"] == pytest.approx(off, abs=0.005)  # XTC keeps 0.01 Å
-    assert 0.05 < by["C6H6"]["displaced"] < 0.1 and by["H2"]["displaced"] is None
-    assert by["H2"]["ending"] == "start" and by["H2"]["steps"] == 0
+    assert 0.05 < by["C6H6"]["displaced"] < 0.1 and by["CH4"]["displaced"] is None
+    assert by["CH4"]["ending"] == "start" and by["CH4"]["steps"] == 0
     assert by["CH3OH"]["steps"] == 40
     summary = analyze(folder.path)
     (group,) = summary["groups"]
     displaced = [by[name]["displaced"] for name in ("C6H6", "CH3OH")]
     assert group["runs"] == 2 and group["displaced"] == pytest.approx(np.mean(displaced))
-    assert summary["missing"] == 1 and "no start off by 0.1 Å" in str(summary["failed"])
+    assert summary["missing"] == 1 and "no start off by 9 Å" in str(summary["failed"])
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -820,6 +944,14 @@ def test_unknown_subjects_and_empty_folders(tmp_path: Path) -> None:
         subject("no-such-model")
     with pytest.raises(DataError, match="no suite.json"):
         analyze(tmp_path)
+
+
+def test_a_model_is_found_from_wherever_a_worker_was_started(
+    soft: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(str(soft.model))
+    monkeypatch.chdir(path.parent)
+    assert subject(path.name).model == str(path)
 
 
 def test_precision_is_part_of_what_a_model_is(soft: Subject) -> None:
