@@ -126,10 +126,7 @@ def run(
     folder.check(subject.identity)
     asked = _asked(subject, content)
     with folder.store() as store:  # a second process is refused before it touches anything
-        records = folder.records()
-        _clear(folder, {r["key"] for r in records})  # what a kill left; a retry begins anew
-        done = {r["key"] for r in records if not (retry and r.get("ending") in FAILURES)}
-        done |= set(elsewhere)
+        done = _cleared(folder, retry) | set(elsewhere)
         runs, others = _begin(subject, content, asked, folder, done)
         if only:
             runs, others = [run for run in runs if run.scenario.name in only], []
@@ -142,6 +139,13 @@ def run(
         run_jobs(work, todo, store, workers=workers, scheduler=scheduler, on_result=on_result)
         _clear(folder, {record["key"] for record in folder.records()} | set(elsewhere))
     return folder
+
+
+def _cleared(folder: Folder, retry: bool) -> set[str]:
+    """Keys that are done, once what a kill has left is removed; a retry begins anew."""
+    records = folder.records()
+    _clear(folder, {r["key"] for r in records})
+    return {r["key"] for r in records if not (retry and r.get("ending") in FAILURES)}
 
 
 def _clear(folder: Folder, done: set[str]) -> None:
