@@ -476,6 +476,45 @@ def test_calm_frames_are_told_to_the_training(
     assert asked == [[True] * thermal, [True] * thermal + [False] * flagged]
 
 
+def test_a_guarded_start_has_both_kinds_in_its_first_round(
+    whole: tuple, structure: Structure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calm replicas at the lowest temperature, flagged ones above; some cannot be labelled."""
+    asked: list[Any] = []
+    honest = refining.finetune
+
+    def noted(records: Any, *given: Any, usual: Any) -> Any:
+        asked.extend(usual(r) for r in records)
+        return honest(records, *given, usual=usual)
+
+    monkeypatch.setattr(refining, "finetune", noted)
+    start, out = RoundFiles(whole[0], 0).model, tmp_path / "out"
+    told = refine(structure, start, out, settings=settings(rounds=1, frames=8))
+    files = RoundFiles(out, 0)
+    why = [frame.info["why"] for frame in read_frames(files.chosen)]
+    assert {THERMAL, FLAGGED} <= set(why)
+    kept = json.loads(files.labelled.read_text())
+    bad = {f["frame"] for f in kept["failed"] + kept["left_out"]}
+    assert bad and told["rounds"][0]["trained"]
+    assert asked == [w == THERMAL for i, w in enumerate(why) if i not in bad]
+
+
+def test_a_refinement_from_before_forces_were_asked_about_goes_on(
+    whole: tuple, structure: Structure, start: Path, tmp_path: Path
+) -> None:
+    own = read(RoundFiles(whole[0], 0).labels)
+    few = {"settings": settings(rounds=1, temperatures=(COLD,)), "data": own}
+    told = refine(structure, start, tmp_path / "out", **few)
+    journal = tmp_path / "out" / "rounds.json"
+    old = json.loads(journal.read_text())
+    del old["asked"]["forces"]
+    journal.write_text(json.dumps(old))
+    assert refine(structure, start, tmp_path / "out", **few)["rounds"] == told["rounds"]
+    other = [replace(own[0], forces=own[0].forces + 0.1), *own[1:]]
+    with pytest.raises(InputError, match=r"other options \(forces: "):
+        refine(structure, start, tmp_path / "out", **{**few, "data": other})
+
+
 # --- what is simulated and chosen ----------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.accuracy.experiment import begun_at, write_results
 from benchmarks.headline.molecules import ROOT, Problem, chosen, tested
-from benchmarks.headline.settings import Case, Mode, Starts, cases, recipe, shared_recipe
+from benchmarks.headline.settings import DIVERGED, Case, Mode, Starts, cases, recipe, shared_recipe
 from mlpot.analysis.batch import TORN
 from mlpot.analysis.criteria import FAILURES, INTEGRATOR, Verdict, judge
 from mlpot.analysis.records import Folder, failures_of, read_trajectory
@@ -113,11 +113,12 @@ class Experiment:
             if key not in trainings or self._lost(case, rate):
                 trainings[key] = self._trained(case, rate)
                 write_results(self.file, self.result)
-                self.report(f"{key}: {trainings[key]['validation_meV']}")
+                row = trainings[key]
+                self.report(f"{key}: {row.get('diverged') or row['validation_meV']}")
         if case.key not in models:
             rate = best_rate(trainings, case, self.mode.rates)
             if rate is None:
-                driven, failed = {}, "every training diverged"
+                driven, failed = {}, DIVERGED
             else:
                 driven, failed = self._driven(case, rate)
             self.result["failed"].pop(case.key, None)

@@ -15,6 +15,9 @@ from mlpot.zoo import resolve
 
 NOTHING, DENOISED, PRETRAINED = "nothing", "denoised", "pretrained"
 
+#: why there is no model of a case, which is not tried again
+DIVERGED = "every training diverged"
+
 
 @dataclass(frozen=True)
 class Mode:

@@ -36,7 +36,8 @@ class Estimate(NamedTuple):
     """A value and its 95 % interval; None where it could not be told.
 
     ``bound`` is ">=" where runs ended before they broke, "<=" where those of the start that is
-    divided by did, "?" where both did. ``open``: the upper end of the interval is such a run.
+    divided by did, "?" where both did. ``open``: of so many resamples the median is such a run that
+    the upper end would be higher if runs were longer.
     """
 
     value: float
@@ -71,13 +72,13 @@ def median_time(groups: Groups, end: float) -> Estimate | None:
     value = _median(groups)
     found = np.array([_median(drawn) for (drawn,) in _resampled([groups])])
     low, high = _tails(np.minimum(found, end))
-    upper = bool(np.isinf(found).any()) and high >= end
+    upper = bool(np.mean(np.isinf(found)) > (1 - CONFIDENCE) / 2)
     return Estimate(min(value, end), low, high, ">=" if np.isinf(value) else "", upper)
 
 
 def gain(mine: Groups, base: Groups, end: float) -> Estimate | None:
     """Median time of ``mine`` over that of ``base``, of the molecules and draws that both have."""
-    mine, base = _common(mine, base)
+    mine, base = common(mine, base)
     if not mine:
         return None
     top, bottom = _median(mine), _median(base)
@@ -85,7 +86,7 @@ def gain(mine: Groups, base: Groups, end: float) -> Estimate | None:
     pairs = [(_median(m), _median(b)) for m, b in _resampled([mine, base])]
     ratios = np.array([_ratio(*pair, end) for pair in pairs])
     low, high = _tails(ratios)
-    upper = any(np.isinf(m) and r >= high for (m, _), r in zip(pairs, ratios, strict=True))
+    upper = bool(np.mean([np.isinf(m) for m, _ in pairs]) > (1 - CONFIDENCE) / 2)
     which = bound.get((bool(np.isinf(top)), bool(np.isinf(bottom))), "")
     return Estimate(_ratio(top, bottom, end), low, high, which, upper)
 
@@ -196,7 +197,7 @@ def _pool(groups: Groups) -> NDArray[np.float64]:
     return np.concatenate([values for draws in groups.values() for values in draws.values()])
 
 
-def _common(mine: Groups, base: Groups) -> tuple[Groups, Groups]:
+def common(mine: Groups, base: Groups) -> tuple[Groups, Groups]:
     """While the experiment is on its way, one start may be ahead of another."""
     both = {n: [d for d in draws if d in base.get(n, {})] for n, draws in mine.items()}
     first, second = (

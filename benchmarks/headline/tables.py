@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.accuracy.experiment import fill, made_at
 from benchmarks.headline.molecules import MOLECULES, ROOM
-from benchmarks.headline.settings import DENOISED, NOTHING, PRETRAINED
+from benchmarks.headline.settings import DENOISED, DIVERGED, NOTHING, PRETRAINED
 from benchmarks.headline.statistics import (
     GOAL,
     GOAL_FRAMES,
@@ -19,6 +19,7 @@ from benchmarks.headline.statistics import (
     Goal,
     Groups,
     beside,
+    common,
     errors,
     gain,
     goal,
@@ -121,7 +122,9 @@ def _counted(count: int, what: str) -> str:
 def _missing(result: Json) -> int:
     s = result["settings"]
     starts = 1 + len(s["models"])
-    return sum(s["draws"].values()) * len(result["molecules"]) * starts - len(result["models"])
+    every = sum(s["draws"].values()) * len(result["molecules"]) * starts
+    given_up = sum(why == DIVERGED for why in result.get("failed", {}).values())
+    return every - len(result["models"]) - given_up
 
 
 def verdicts(result: Json) -> list[str]:
@@ -132,14 +135,17 @@ def verdicts(result: Json) -> list[str]:
 
 
 def _verdict(result: Json, found: Goal) -> str:
-    label = f"- {found.frames} frames, {found.kelvin:g} K{_short(result, found.frames)}"
+    label, end = f"- {found.frames} frames, {found.kelvin:g} K", result["settings"]["picoseconds"]
+    both = common(
+        *(
+            stable_times(result, found.frames, start, found.kelvin)
+            for start in (PRETRAINED, NOTHING)
+        )
+    )
     if found.estimate is None:
         return f"{label}: not measured."
-    end = result["settings"]["picoseconds"]
-    mine, base = (
-        told(median_time(stable_times(result, found.frames, start, found.kelvin), end))
-        for start in (PRETRAINED, NOTHING)
-    )
+    label += _few(len(both[0]), result)
+    mine, base = (told(median_time(groups, end)) for groups in both)
     times = f"median stable time {mine} ps from the pretrained model, {base} ps from nothing"
     if found.estimate.bound == "?":
         return f"{label}: {times}: both outlast the runs, so their ratio cannot be told."
@@ -155,12 +161,13 @@ def _verdict(result: Json, found: Goal) -> str:
     return f"{text}; the goal of {GOAL:g} is {words[found.met]}."
 
 
-def _short(result: Json, frames: int, start: str | None = None) -> str:
-    """', 2 molecules' where one of the starts, or this one, lacks some."""
-    starts = [s for n, s in _rows(result) if n == frames and start in (None, s)]
-    done = [{m["molecule"] for m in models_of(result, frames, s)} for s in starts]
-    count, every = len(set.intersection(*done)), len(molecules_of(result))
-    return f", {_counted(count, 'molecule')}" if count < every else ""
+def _short(result: Json, frames: int, start: str) -> str:
+    return _few(len({m["molecule"] for m in models_of(result, frames, start)}), result)
+
+
+def _few(molecules: int, result: Json) -> str:
+    """', 2 molecules' where there are more."""
+    return f", {_counted(molecules, 'molecule')}" if molecules < len(molecules_of(result)) else ""
 
 
 def _times(result: Json) -> list[str]:
@@ -323,11 +330,13 @@ def _costs(result: Json) -> list[str]:
                 kind = run["cause"].split()[0]
                 causes[kind] = causes.get(kind, 0) + 1
     broken = ", ".join(f"{kind} {count}" for kind, count in sorted(causes.items())) or "nothing"
+    diverged = [key for key, t in result["trainings"].items() if t.get("diverged")]
+    lost = f" Diverged: {'; '.join(diverged)}." if diverged else ""
     shas = ", ".join(f"{start} {sha[:8]}" for start, sha in result["settings"]["models"].items())
     return [
         f"What broke runs: {broken}. {len(result['trainings'])} trainings took {training:.3g} "
         f"core-hours (one that was cut off counts since it went on), simulations {driving:.3g}. "
-        f"Weights (SHA-256): {shas}. {made_at(result)}",
+        f"Weights (SHA-256): {shas}. {made_at(result)}{lost}",
         "",
         _rates(result),
     ]

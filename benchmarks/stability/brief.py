@@ -4,7 +4,7 @@ line each for what is no share of runs."""
 from collections.abc import Sequence
 from typing import Any
 
-from mlpot.analysis.words import median_words
+from mlpot.analysis.words import broke_words, median_words
 
 Summary = dict[str, Any]
 
@@ -69,7 +69,10 @@ def _drifts(summary: Summary) -> list[str]:
     if not found:
         return []
     cells = ["{:+.2g} ({:+.2g} to {:+.2g})".format(*d["drift"]) for d in found]
-    told = "; ".join(f"{c} at {d['timestep']:g} fs" for c, d in zip(cells, found, strict=True))
+    told = "; ".join(
+        f"{c} at {d['timestep']:g} fs" + (f" ({broke_words(d)} broke)" if d["broke"] else "")
+        for c, d in zip(cells, found, strict=True)
+    )
     kelvin, dtype = found[0]["temperature"], found[0]["dtype"]
     return [f"- Drift at {kelvin:g} K, meV/atom/ps, {dtype}: {told}."]
 

@@ -10,6 +10,7 @@ from mlpot.analysis.words import (
     INTERVALS,
     MEDIAN,
     RULES,
+    broke_words,
     judged_otherwise,
     largest_words,
     marked,
@@ -144,7 +145,7 @@ def _drifts(summaries: Sequence[Summary]) -> list[str]:
     rows = [
         f"| {s['model']} | {d['timestep']:g} | {d['dtype']} | {interval(d['drift'], 2, True)} | "
         f"{largest_words(d)} | {'–' if d['scatter'] is None else format(d['scatter'], '.3f')} | "
-        f"{d['broke']} of {d['runs']} |"
+        f"{broke_words(d)} |"
         for s in summaries
         for d in s["drift"]
     ]

@@ -72,14 +72,15 @@ def check_start(
         "model": info.sha256,
         "labeller": labeller.identity,
         "structure": hashlib.sha256(structure.numbers.tobytes() + geometry.tobytes()).hexdigest(),
-        "data": _hash(data) if data else None,
+        "data": fingerprint(data) if data else None,
+        "forces": _forces(data) if data else None,
     }
     return Start(path, info, info.level == labeller.level, asked)
 
 
-def _hash(data: Sequence[Record]) -> str:
-    """Forces too: a split is the same with other forces, a refinement is not."""
-    digest = hashlib.sha256(fingerprint(data).encode())
+def _forces(data: Sequence[Record]) -> str:
+    """A split is the same with other forces, a refinement is not."""
+    digest = hashlib.sha256()
     for record in data:
         digest.update(np.asarray(record.forces, dtype="<f4").tobytes())
     return digest.hexdigest()

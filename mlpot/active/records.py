@@ -16,6 +16,9 @@ from mlpot.models.checkpoint import write_atomically
 ROUNDS = "rounds.json"
 MODEL = "model.safetensors"
 
+#: what older journals do not say of what was asked
+_LATER = {"forces"}
+
 
 class RoundFiles:
     """Names of the files of one round.
@@ -71,6 +74,8 @@ class Journal:
             self._write()
             return
         kept = read_json(self.path)
+        for name in _LATER & set(self._head["asked"]):
+            kept.get("asked", {}).setdefault(name, self._head["asked"][name])
         if kept.get("asked") != self._head["asked"]:
             raise InputError(
                 f"{out} holds a refinement with other options ({self._changed(kept)}). Give the "

@@ -34,6 +34,8 @@ class Accuracy:
     @property
     def key(self) -> str:
         content = f"{self.name} {fingerprint(self.records)}"
+        if boxes := [(r.pbc, np.asarray(r.cell).tolist()) for r in self.records if any(r.pbc)]:
+            content += str(boxes)
         return f"accuracy-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 

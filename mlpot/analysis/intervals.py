@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 #: of all intervals
@@ -46,8 +46,8 @@ def bootstrap_mean(
     seeds would give. Percentile interval, of which few seeds would look too certain: for groups of
     n, deviations are stretched by sqrt(n / (n - 1)), and all of them by Student's t of as many
     degrees of freedom over the normal distribution's. Groups of one value tell nothing of their
-    spread: theirs is taken to be that of the others; if all are of that kind, values are drawn
-    from all of them together (see `drawn_over`). A single value has no interval.
+    spread: theirs is taken to be that of the others; if those have none either, or there are none,
+    values are drawn from all of them together (see `drawn_over`). A single value has no interval.
 
     Args:
         groups: values.
@@ -59,8 +59,7 @@ def bootstrap_mean(
     arrays = [a for a in (np.asarray(g, dtype=np.float64) for g in groups) if len(a)]
     if not arrays:
         raise ValueError("no values to take a mean of")
-    if all(len(a) == 1 for a in arrays):
-        arrays = [np.concatenate(arrays)]
+    arrays = _telling(arrays)
     total = sum(len(a) for a in arrays)
     mean = float(np.concatenate(arrays).sum() / total)
     freedom = total - len(arrays)
@@ -77,6 +76,12 @@ def bootstrap_mean(
     student = float(stats.t.ppf(1 - tail, freedom) / stats.norm.ppf(1 - tail))
     low, high = student * np.percentile(sums / total, [100 * tail, 100 * (1 - tail)])
     return Interval(mean, max(least, mean + float(low)), min(most, mean + float(high)))
+
+
+def _telling(groups: list[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
+    """The groups; or all values as one, where some are alone and none of the others scatter."""
+    single = any(len(g) == 1 for g in groups)
+    return [np.concatenate(groups)] if single and not any(np.ptp(g) for g in groups) else groups
 
 
 def drawn_over(groups: Sequence[Sequence[Any]]) -> str:
@@ -96,11 +101,9 @@ def t_mean(*groups: ArrayLike) -> Interval:
 
     Args:
         groups: values; their scatter counts within each group (the seeds of a molecule), unless
-            all have one value.
+            no group tells of any.
     """
-    arrays = [np.asarray(g, dtype=np.float64) for g in groups]
-    if all(len(a) == 1 for a in arrays):
-        arrays = [np.concatenate(arrays)]
+    arrays = _telling([np.asarray(g, dtype=np.float64) for g in groups])
     total = sum(len(a) for a in arrays)
     mean = float(sum(a.sum() for a in arrays) / total)
     freedom = total - len(arrays)

@@ -143,7 +143,7 @@ class Folder:
         """Empty, or as a kill in the first moments leaves it."""
         for path in self.path.iterdir():
             ours = path.name in _PARTS and path.is_dir() and not any(path.iterdir())
-            if not ours and path != self.records_file:
+            if not ours and path.name not in (self.records_file.name, f".{self.suite_file.name}"):
                 return False
         return True
 

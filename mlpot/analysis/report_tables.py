@@ -12,6 +12,7 @@ from mlpot.analysis.words import (
     INTERVALS,
     MEDIAN,
     RULES,
+    broke_words,
     judged_otherwise,
     largest_words,
     marked,
@@ -122,7 +123,7 @@ def drift_table(sides: Sequence[Side]) -> Table | None:
             interval(d["drift"], "{:+.3g}"),
             largest_words(d),
             "–" if d["scatter"] is None else f"{d['scatter']:.3f}",
-            f"{d['broke']} of {d['runs']}",
+            broke_words(d),
         )
         for side in sides
         for d in side.summary["drift"]

@@ -48,6 +48,13 @@ def largest_words(drift: Json) -> str:
     return "–" if found is None else f"{found['drift']:+.2g} ({found['molecule']})"
 
 
+def broke_words(drift: Json) -> str:
+    """'2 of 10', and of how many there is a drift where that is not all."""
+    counted = drift.get("counted", drift["runs"])
+    text = f"{drift['broke']} of {drift['runs']}"
+    return text if counted == drift["runs"] else f"{text}, drift of {counted}"
+
+
 def start_words(summary: Json) -> list[str]:
     """What distorted starts were really off by."""
     off = {g["distortion"]: g["displaced"] for g in summary["groups"] if g["displaced"] is not None}

@@ -322,16 +322,15 @@ def _interval(values: Sequence[float | None] | None, form: str) -> str:
 
 
 def _drift(summary: dict[str, Any]) -> "Table":
-    from mlpot.analysis.words import largest_words
+    from mlpot.analysis.words import broke_words, largest_words
 
     columns = ("", "drift, meV/atom/ps", "largest", "scatter, meV/atom", "broke")
     table = _table("Constant energy", *columns)
     for d in summary["drift"]:
         scatter = "–" if d["scatter"] is None else f"{d['scatter']:.3f}"
-        broke = f"{d['broke']} of {d['runs']}"
         drift = _interval(d["drift"], "{:+.4f}")
         name = f"{d['timestep']:g} fs, {d['dtype']}"
-        table.add_row(name, drift, largest_words(d), scatter, broke)
+        table.add_row(name, drift, largest_words(d), scatter, broke_words(d))
     return table
 
 

@@ -66,7 +66,15 @@ def test_the_bootstrap_covers_with_few_seeds_too(sizes: list[int]) -> None:
             [m + rng.normal(0.0, 2.0, n) for m, n in zip(means, sizes, strict=True)]
         )
         hits += found.low <= np.average(means, weights=sizes) <= found.high
-    assert 0.88 <= hits / 200 <= 1.0
+    assert hits / 200 >= 0.88
+
+
+def test_seeds_that_agree_make_no_others_certain() -> None:
+    """Runs that are whole all end at the same time."""
+    found = bootstrap_mean([[20.0, 20.0], [1.0], [2.0], [20.0], [5.0], [3.0]], 0.0, 20.0)
+    assert found.low < found.value - 1 and found.high > found.value + 1
+    drift = t_mean([1.0, 1.0], [5.0], [9.0])
+    assert drift.low < drift.value < drift.high
 
 
 def test_a_share_of_none_and_of_all_has_a_width() -> None:
@@ -103,7 +111,7 @@ def test_survival_of_whole_runs_is_one_and_of_broken_ones_ends_at_zero() -> None
     broken = survival([1.0, 2.0], [True, True])
     assert broken.probability == [1.0, 0.5, 0.0]
     assert np.isfinite([*broken.low, *broken.high]).all()
-    # two more might have gone on: the last bound is that from before, as in `survfit` of R
+    # two more might have gone on: the last bound is that from before,
     assert broken.high[-1] == broken.high[-2] > 0.5 and broken.low[-1] == 0.0
 
 

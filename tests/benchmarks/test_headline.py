@@ -272,6 +272,17 @@ def test_a_start_that_was_not_run_decides_nothing() -> None:
     assert estimate is not None and estimate.value == END / 4
 
 
+def test_the_upper_end_is_open_where_longer_runs_would_raise_it() -> None:
+    few = {"a": {0: np.array([*range(1, 10), *[np.inf] * 3], dtype=float)}}  # 1.4 % of resamples
+    one = {"a": {0: np.ones(12)}}
+    found = statistics.gain(few, one, END)
+    assert found is not None and found.high < END and not found.open
+    mine = {"a": {0: np.full(4, 19.0)}, "b": {0: np.full(4, np.inf)}}
+    base = {"a": {0: np.full(4, 0.1)}, "b": {0: np.full(4, 5.0)}}
+    found = statistics.gain(mine, base, END)  # 190 is of resamples that hold a alone
+    assert found is not None and found.high == pytest.approx(190) and found.open
+
+
 def test_an_interval_that_reaches_below_the_goal_decides_nothing() -> None:
     """12 times on the median of three molecules, of which one breaks at once."""
     result = stored({PRETRAINED: [[12.0] * 4], NOTHING: [[1.0] * 4]})
@@ -284,11 +295,12 @@ def test_an_interval_that_reaches_below_the_goal_decides_nothing() -> None:
 
 def test_rows_tell_how_many_molecules_they_lack() -> None:
     result = stored({PRETRAINED: [[END] * 4], NOTHING: [[1.0] * 4]})
-    other = stored({PRETRAINED: [[END] * 4]}, "n")
+    other = stored({PRETRAINED: [[0.5] * 4]}, "n")  # which the verdict has nothing to set beside
     result["models"] |= other["models"]
     result["molecules"] |= other["molecules"]
     text = tables.block(result)
-    assert "- 50 frames, 1000 K, 1 molecule: median" in text
+    both = "median stable time ≥ 20 ps from the pretrained model, 1 ps from nothing: ≥ 20 times"
+    assert f"- 50 frames, 1000 K, 1 molecule: {both}" in text
     assert "| 50 frames, 1 molecule | nothing |" in text and "| 50 frames | pretrained |" in text
     assert "| 50 frames | nothing | 30 [1] | 90 [1] |" in text
 
@@ -488,7 +500,9 @@ def test_a_training_that_diverges_is_told_and_costs_no_other(
     count = len(tried)
     one_experiment(tmp_path).run()
     assert len(tried) == count  # once more would be the same
-    assert "diverged" in tables.page(one.result, "dev")
+    page = tables.page(one.result, "dev")
+    assert f"Diverged: {next(iter(one.result['failed']))} | 0.001; " in page
+    assert "every training diverged" in page and "still to be made" not in page
 
 
 def test_another_machine_trains_again_what_was_not_simulated(tmp_path: Path) -> None:
