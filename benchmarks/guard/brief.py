@@ -68,7 +68,8 @@ def _cost(told: Json) -> str:
     return (
         f"- Added to a step, by the times of single calls: {', '.join(cells)}; the goal of less "
         f"than {COST} % is {'met' if met else 'missed'}. Whole simulations in turns with and "
-        f"without it, in OpenMM and of replicas, differ by {min(whole):+.1f} to {max(whole):+.1f} %{said}."
+        f"without it, in OpenMM and of replicas, differ by {min(whole):+.1f} to "
+        f"{max(whole):+.1f} %{said}."
     )
 
 
