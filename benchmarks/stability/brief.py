@@ -4,6 +4,7 @@ line each for what is no share of runs."""
 from collections.abc import Sequence
 from typing import Any
 
+from mlpot.analysis.intervals import fraction
 from mlpot.analysis.words import broke_words, median_words
 
 Summary = dict[str, Any]
@@ -70,7 +71,7 @@ def _drifts(summary: Summary) -> list[str]:
         return []
     cells = ["{:+.2g} ({:+.2g} to {:+.2g})".format(*d["drift"]) for d in found]
     told = "; ".join(
-        f"{c} at {d['timestep']:g} fs" + (f" ({broke_words(d)} broke)" if d["broke"] else "")
+        f"{c} at {d['timestep']:g} fs" + (f" (broke: {broke_words(d)})" if d["broke"] else "")
         for c, d in zip(cells, found, strict=True)
     )
     kelvin, dtype = found[0]["temperature"], found[0]["dtype"]
@@ -96,7 +97,9 @@ def _flags(summary: Summary) -> list[str]:
         if g["scenario"] == "ladder" and g.get("guard")
     ]
     return (
-        [f"- Whole runs of the ladder that the guard flagged: {', '.join(told)}."] if told else []
+        [f"- Whole runs of the ladder that the guard looked on at and flagged: {', '.join(told)}."]
+        if told
+        else []
     )
 
 
@@ -105,10 +108,17 @@ def _hours(summary: Summary) -> list[str]:
     return [f"- All of it: {summary['core_hours']['total']:.3g} core-hours{missing}."]
 
 
+def _share(value: float, runs: int) -> str:
+    """'97.5 %, interval 87.1 to 99.6 %, of 40'"""
+    found = fraction(round(value * runs), runs)
+    ends = f"{100 * found.low:.3g} to {100 * found.high:.3g} %"
+    return f"{100 * value:.3g} %, interval {ends}, of {runs}"
+
+
 def _goals(summary: Summary) -> list[str]:
     words = {True: "met", False: "missed", None: "not measured"}
     return [
         f"- Goal: {g['text']}, {100 * g['limit']:g} % of them: {words[g['met']]}"
-        + ("." if g["value"] is None else f" ({100 * g['value']:.3g} %).")
+        + ("." if g["value"] is None else f" ({_share(g['value'], g['runs'])}).")
         for g in summary["goals"]
     ]

@@ -154,13 +154,20 @@ def test_the_brief_table_has_a_column_for_each_temperature() -> None:
 
     ramp = {"from": 300.0, "to": 3000.0, "picoseconds": 10.0, "broke": {"one": 2100.0}, "runs": 20}
     ramp["median"] = [2100.0, 1900.0, None]
-    goal = {"text": "runs hold", "limit": 0.95, "value": 0.9, "met": False}
+    goal = {"text": "runs hold", "limit": 0.95, "value": 0.9, "met": False, "runs": 60}
     rows = [group("ladder", 1000.0, 57), group("ladder", 300.0, 60)]
+    rows[0]["guard"] = {"whole": 50, "flagged_whole": 40}
     rows += [group("distorted", 300.0, 59, distortion=0.1), group("nve", 300.0, 5, ensemble="nve")]
-    drift = {"drift": [0.001, -0.002, 0.004], "timestep": 0.5, "temperature": 300.0}
+    drift = {
+        "drift": [0.001, -0.002, 0.004],
+        "timestep": 0.5,
+        "temperature": 300.0,
+        "runs": 5,
+        "broke": 2,
+    }
     structure = {"temperature": 500.0, "source": "DFT", "errors": {"hr_mae": 0.0312}}
     summary = {"model": "mine", "groups": rows, "ramp": [ramp], "goals": [goal]}
-    summary["drift"] = [drift | {"dtype": "float32"}, {"drift": None}]
+    summary["drift"] = [drift | {"dtype": "float32", "counted": 4}, {"drift": None}]
     summary["structure"] = [structure | {"noise": {"hr_mae": 0.01}}]
     summary |= {"missing": 3, "core_hours": {"total": 12.34}}
     peer = {"model": "peer", "groups": [group("ladder", 300.0, 1)], "ramp": [], "goals": []}
@@ -171,8 +178,12 @@ def test_the_brief_table_has_a_column_for_each_temperature() -> None:
     assert "| starts off by 0.1 Å | 20 | mine | 59 of 60 |  |" in text
     assert not any("nve" in line for line in text)
     assert any("1 of 20 break, half of them by 2100 (1900 to over 3000) K" in t for t in text)
-    assert "- Goal: runs hold, 95 % of them: missed (90 %)." in text
-    assert "- Drift at 300 K, meV/atom/ps, float32: +0.001 (-0.002 to +0.004) at 0.5 fs." in text
+    assert "- Goal: runs hold, 95 % of them: missed (90 %, interval 79.9 to 95.3 %, of 60)." in text
+    assert any(t.endswith("looked on at and flagged: 40 of 50 at 1000 K.") for t in text)
+    assert (
+        "- Drift at 300 K, meV/atom/ps, float32: +0.001 (-0.002 to +0.004) at 0.5 fs "
+        "(broke: 2 of 5, drift of 4)."
+    ) in text
     assert any("at 500 K against DFT: h(r) is off by 0.031; two halves" in t for t in text)
     assert text[-1] == "- All of it: 12.3 core-hours; 3 runs are still to be done."
 
