@@ -32,14 +32,14 @@ def block(result: Json) -> str:
         rows.append(
             [name, labels, *(_stable(mine, float(t), s["picoseconds"]) for t in kelvins), *errors]
         )
-    waiting = s["repeats"] - len(result["refinements"])
-    unfinished = f" Not finished: {waiting} of the repeats." if waiting else ""
+    waiting = s["repeats"] - sum(_finished(result, draw) for draw in result["refinements"])
+    unfinished = f" Not finished: {waiting} of {s['repeats']} repeats." if waiting else ""
     hottest = max(s["refinement"]["temperatures"])
     return "\n".join(
         [
             f"{s['molecule']}, {result['level']}: {s['frames']} frames at 300 K and random weights,"
             f" then `mlpot refine` up to {hottest:g} K,",
-            f"{len(result['refinements'])} of {s['repeats']} times from other frames and seeds."
+            f"{s['repeats']} times from other frames and seeds."
             f" Mean of {s['seeds']} simulations of each model, {s['picoseconds']:g} ps at most"
             " (95 % interval over simulations), and how"
             " many were whole to their end; forces in meV/Å. As many frames that nothing chose are"
@@ -51,6 +51,12 @@ def block(result: Json) -> str:
             table(header, rows),
         ]
     )
+
+
+def _finished(result: Json, draw: str) -> bool:
+    """Its last control is measured; where nothing was trained, there is none."""
+    trained = any(row["trained"] for row in result["refinements"][draw]["rounds"])
+    return not trained or f"{HOT} | {draw}" in result["models"]
 
 
 def verdicts(result: Json) -> list[str]:
