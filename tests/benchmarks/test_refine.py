@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.refine import experiment
 from benchmarks.refine.experiment import COLD, HOT, MODES, Experiment
-from benchmarks.refine.tables import END, START, block, page, verdicts, write_block
+from benchmarks.refine.tables import END, START, _finished, block, page, verdicts, write_block
 from mlpot.active.settings import RefineSettings
 from mlpot.errors import DataError, InputError
 from mlpot.train.loop import quiet
@@ -118,6 +118,16 @@ def test_the_verdict_says_whether_stable_time_was_extended(
     (line,) = verdicts(result)
     assert line.startswith("- 1000 K: median stable time ") and says in line, line
     assert f"; {COLD}: 0.5 ps, refinement against it " in line
+
+
+def test_a_repeat_is_finished_with_its_last_control() -> None:
+    """Or where nothing was trained, so that there is nothing to set beside it."""
+    result = measured(start=[1.0] * 4, last=[5.0] * 4, cold=[0.5] * 4)
+    assert not _finished(result, "0")
+    result["models"][f"{HOT} | 0"] = model(HOT, 0, [2.0] * 4)
+    assert _finished(result, "0") and not _finished(result, "1")
+    result["refinements"]["1"] = {"rounds": [{"round": 0, "trained": False}]}
+    assert _finished(result, "1")
 
 
 def test_a_refinement_on_its_way_has_no_verdict() -> None:
