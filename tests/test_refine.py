@@ -435,9 +435,7 @@ def test_own_frames_are_known_when_frames_are_chosen(
     assert [r.positions.tobytes() for r in seen[0]] == [r.positions.tobytes() for r in own]
 
 
-def test_flagged_frames_draw_the_line_where_they_were_learned(
-    whole: tuple, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_flagged_frames_draw_the_line_where_they_were_learned(whole: tuple) -> None:
     """Two calm frames, one flagged that the model knows, one that it is wrong about."""
     model, _ = load_potential(RoundFiles(whole[0], 1).model)
     frames = read(RoundFiles(whole[0], 0).labels)[:4]

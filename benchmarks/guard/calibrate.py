@@ -54,6 +54,7 @@ from mlpot.deploy.grader import CommitteeGrader
 from mlpot.models.checkpoint import load_extrapolation, load_potential, write_atomically
 from mlpot.models.extrapolation import Extrapolation
 from mlpot.train.finetune import FinetuneConfig, finetune
+from mlpot.train.guard import LARGE
 from mlpot.zoo import resolve
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,7 +67,6 @@ TRAINED_ON = [
     "spice_solvated_amino_acids_aimnet2.h5",
     "spice_water60_aimnet2.h5",
 ]
-LARGE = 3.0  # times the median error
 FRAMES = {"dev": (300, 100), "fast": (5000, 1500), "standard": (20_000, 4000)}
 STEPS = {"dev": 100, "fast": 800, "standard": 800}
 OURS = "grade of mlpot"

@@ -70,7 +70,7 @@ def read_sides(paths: Sequence[str | Path]) -> list[Side]:
 
 
 def _side(label: str, folder: Folder, suite: Suite) -> Side:
-    if not any(key in folder.records_of(suite) for key in suite.runs):
+    if folder.records_of(suite).keys().isdisjoint(suite.runs):
         raise DataError(
             f"{folder.path} has no finished run to report. Wait for one, or give the command "
             "of `mlpot stability` again"

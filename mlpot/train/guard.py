@@ -25,7 +25,7 @@ FRAMES = 20_000
 HELD_BACK = 4_000
 
 #: times the median error of usual frames: a larger one is what the guard is there to tell
-#: (`benchmarks/guard` calibrates with the same number)
+#: (`benchmarks/guard` calibrates with it)
 LARGE = 3.0
 
 
