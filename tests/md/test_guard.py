@@ -248,6 +248,17 @@ def test_frames_of_an_excursion_are_not_kept_again_when_it_breaks(tmp_path: Path
     assert watch.broke() == 2
 
 
+def test_a_box_that_changes_is_kept_as_it_was(tmp_path: Path) -> None:
+    """ASE hands over the very array that it goes on to change; frames are written later."""
+    guard = Guard(Silent(), "save", save_to=tmp_path / "out.xyz", report=lambda line: None)  # type: ignore[arg-type]
+    watch, cell = guard.watch([6, 1, 1], (True, True, True)), 20.0 * np.eye(3)
+    for step in range(4):
+        watch.observe(np.array(HIGH), step, 0.0, np.eye(3) + step, cell)
+        cell += np.eye(3)
+    kept = ase.io.read(tmp_path / "out.xyz", ":")
+    assert [frame.cell[0, 0] for frame in kept] == [20.0, 21.0, 22.0, 23.0]
+
+
 def test_a_full_disk_leaves_whole_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, watch, _ = watched(tmp_path)
     feed(watch, [HIGH] * 4)
