@@ -155,12 +155,16 @@ class Experiment:
                 )
 
     def run(self) -> None:
-        """Do what has not been done."""
+        """Do what has not been done. A repeat that is whole in the results needs no folder, so
+        that another machine goes on with the next."""
         for draw in range(self.mode.repeats):
-            self._repeat(draw)
+            if not complete(self.result, draw):
+                self._repeat(draw)
 
     def _repeat(self, draw: int) -> None:
         state = self.state / f"draw-{draw}"
+        if not state.is_dir():  # begun on another machine: its models are not to be had again
+            self._drop(draw)
         learn = chosen(self.problem.learn, self.mode.frames, draw)
         start = self._trained(draw, learn, state / "start", None)
         self._measure(draw, "start", start, len(learn))
@@ -195,9 +199,16 @@ class Experiment:
     def _forget(self, draw: int, rounds: set[str]) -> None:
         """Models of a refinement whose folder was lost, and which had more rounds than this."""
         for kind in ("models", "failed"):
-            for name, number in [key.split(" | ") for key in self.result[kind]]:
-                if number == str(draw) and name.startswith(_after("")) and name not in rounds:
-                    del self.result[kind][f"{name} | {number}"]
+            for name in _measured(self.result[kind], draw):
+                if name.startswith(_after("")) and name not in rounds:
+                    del self.result[kind][f"{name} | {draw}"]
+
+    def _drop(self, draw: int) -> None:
+        """All numbers of a repeat."""
+        self.result["refinements"].pop(str(draw), None)
+        for kind in ("models", "failed"):
+            for name in _measured(self.result[kind], draw):
+                del self.result[kind][f"{name} | {draw}"]
 
     def _controls(self, draw: int, labels: int) -> dict[str, list[Record]]:
         """As many more frames as refinement took, that nothing chose."""
@@ -266,6 +277,23 @@ class Experiment:
         stable = [run["stable_ps"] for run in runs]
         told = f"stable for {sum(stable) / len(stable):.2f} ps" if stable else ""
         self.report(f"{key}: {frames} labels, {failed or told}")
+
+
+def complete(result: Json, draw: int) -> bool:
+    """Every model of this repeat has been measured; where no round was trained there are no
+    controls."""
+    if str(draw) not in result["refinements"]:
+        return False
+    rounds = result["refinements"][str(draw)]["rounds"]
+    names = [_after(row["round"]) for row in rounds if row["trained"]]
+    wanted = {"start", *names, *([COLD, HOT] if names else [])}
+    return wanted <= set(_measured(result["models"], draw))
+
+
+def _measured(models: Json, draw: int) -> list[str]:
+    """Names of those models that are of a repeat."""
+    named = [key.split(" | ") for key in models]
+    return [name for name, number in named if number == str(draw)]
 
 
 def _after(number: int | str) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from benchmarks.accuracy.experiment import fill, made_at, table
 from benchmarks.headline.statistics import Estimate, Groups, gain, median_time
 from benchmarks.headline.tables import told
-from benchmarks.refine.experiment import COLD, HOT
+from benchmarks.refine.experiment import COLD, HOT, complete
 from mlpot.analysis.intervals import bootstrap_mean
 
 Json = dict[str, Any]
@@ -32,7 +32,7 @@ def block(result: Json) -> str:
         rows.append(
             [name, labels, *(_stable(mine, float(t), s["picoseconds"]) for t in kelvins), *errors]
         )
-    waiting = s["repeats"] - sum(_finished(result, draw) for draw in result["refinements"])
+    waiting = s["repeats"] - sum(complete(result, draw) for draw in range(s["repeats"]))
     unfinished = f" Not finished: {waiting} of {s['repeats']} repeats." if waiting else ""
     hottest = max(s["refinement"]["temperatures"])
     return "\n".join(
@@ -51,12 +51,6 @@ def block(result: Json) -> str:
             table(header, rows),
         ]
     )
-
-
-def _finished(result: Json, draw: str) -> bool:
-    """Its last control is measured; where nothing was trained, there is none."""
-    trained = any(row["trained"] for row in result["refinements"][draw]["rounds"])
-    return not trained or f"{HOT} | {draw}" in result["models"]
 
 
 def verdicts(result: Json) -> list[str]:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from benchmarks.refine import experiment
-from benchmarks.refine.experiment import COLD, HOT, MODES, Experiment
-from benchmarks.refine.tables import END, START, _finished, block, page, verdicts, write_block
+from benchmarks.refine.experiment import COLD, HOT, MODES, Experiment, complete
+from benchmarks.refine.tables import END, START, block, page, verdicts, write_block
 from mlpot.active.settings import RefineSettings
 from mlpot.errors import DataError, InputError
 from mlpot.train.loop import quiet
@@ -120,14 +120,43 @@ def test_the_verdict_says_whether_stable_time_was_extended(
     assert f"; {COLD}: 0.5 ps, refinement against it " in line
 
 
-def test_a_repeat_is_finished_with_its_last_control() -> None:
-    """Or where nothing was trained, so that there is nothing to set beside it."""
-    result = measured(start=[1.0] * 4, last=[5.0] * 4, cold=[0.5] * 4)
-    assert not _finished(result, "0")
+def test_a_repeat_is_complete_when_every_model_has_been_measured() -> None:
+    """Or the start alone where nothing was trained, so that there is nothing to set beside it."""
+    result = measured(start=[1.0] * 4, first=[2.0] * 4, last=[5.0] * 4, cold=[0.5] * 4)
+    assert not complete(result, 0)
     result["models"][f"{HOT} | 0"] = model(HOT, 0, [2.0] * 4)
-    assert _finished(result, "0") and not _finished(result, "1")
+    assert complete(result, 0) and not complete(result, 1) and not complete(result, 2)
+    last = result["models"].pop("after round 1 | 0")
+    assert not complete(result, 0), last
     result["refinements"]["1"] = {"rounds": [{"round": 0, "trained": False}]}
-    assert _finished(result, "1")
+    assert complete(result, 1)
+
+
+def test_another_machine_begins_a_repeat_again_unless_it_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder holds models, and they are not in the results."""
+    one = Experiment(MODES["dev"], tmp_path / "dev.json", tmp_path / "state", print)
+    told = measured(start=[1.0] * 4, first=[2.0] * 4, last=[5.0] * 4, cold=[0.5] * 4)
+    one.result |= {name: told[name] for name in ("refinements", "models")}
+    one.result["models"][f"{HOT} | 0"] = model(HOT, 0, [2.0] * 4)
+    one.result["failed"]["after round 1 | 1"] = "2 of 8 simulations failed"
+
+    def stop(*given: object) -> None:
+        raise InterruptedError
+
+    one.run()  # has one repeat, which is complete
+    monkeypatch.setattr(one, "_trained", stop)
+    one.mode = replace(one.mode, repeats=2)
+    with pytest.raises(InterruptedError):
+        one.run()
+    assert list(one.result["refinements"]) == ["0"] and not one.result["failed"]
+    assert {m["draw"] for m in one.result["models"].values()} == {0}
+    (tmp_path / "state" / "draw-1").mkdir(parents=True)
+    one.result["models"]["start | 1"] = model("start", 1, [1.0] * 4)
+    with pytest.raises(InterruptedError):
+        one.run()
+    assert "start | 1" in one.result["models"]
 
 
 def test_a_refinement_on_its_way_has_no_verdict() -> None:
