@@ -23,7 +23,7 @@ _WHAT = {
 def brief(summaries: Sequence[Summary]) -> str:
     """Shares of whole runs, ramps and, of the first summary's model, the rest with the goals."""
     first = summaries[0]
-    rest = [*_drifts(first), *_structure(first), *_flags(first), *_goals(first), *_hours(first)]
+    rest = [*_drifts(first), *_structure(first), *_goals(first), *_hours(first)]
     parts = [_shares(summaries), _ramps(summaries), rest]
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
@@ -86,21 +86,6 @@ def _structure(summary: Summary) -> list[str]:
         for s in summary["structure"]
         if s["errors"] and s["noise"]
     ]
-
-
-def _flags(summary: Summary) -> list[str]:
-    """Of runs that stayed whole: beside the goal about those that break, which a guard that always
-    speaks up would meet."""
-    told = [
-        f"{g['guard']['flagged_whole']} of {g['guard']['whole']} at {g['temperature']:g} K"
-        for g in summary["groups"]
-        if g["scenario"] == "ladder" and g.get("guard")
-    ]
-    return (
-        [f"- Whole runs of the ladder that the guard looked on at and flagged: {', '.join(told)}."]
-        if told
-        else []
-    )
 
 
 def _hours(summary: Summary) -> list[str]:

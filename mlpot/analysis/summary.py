@@ -83,6 +83,8 @@ def _sum(folder: Folder, suite: Suite, elsewhere: Elsewhere) -> Json:
     failed = {one.record["key"]: _why(one.record) for one in everything if one.failed}
     here = [_line(one) for one in judged]
     lines = here + elsewhere.asked(set(suite.runs) - {one["key"] for one in here})
+    planned = {key: place for place, key in enumerate(suite.runs)}
+    lines.sort(key=lambda one: planned[one["key"]])  # wherever each was done
     groups = _grouped(lines)
     return {
         "version": suite.version,
