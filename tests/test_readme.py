@@ -2,12 +2,16 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
+
+from mlpot.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
 MLPOT = str(Path(sys.executable).with_name("mlpot"))
@@ -52,6 +56,18 @@ def test_options_shown_exist() -> None:
         ).stdout
         for option in re.findall(r"--[a-z-]+", command):
             assert option in text, f"{verb} has no {option}"
+
+
+@pytest.mark.parametrize("command", [c for c in CONSOLE if c.startswith("mlpot")])
+def test_commands_shown_have_all_that_they_need(command: str) -> None:
+    """They parse: no option is missing, and none has a value that cannot be."""
+    verb, *words = shlex.split(command)[1:]
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+    with group.make_context("mlpot", [verb]) as context:
+        found = group.get_command(context, verb)
+        assert found is not None
+        found.make_context(verb, words, parent=context)
 
 
 def test_no_placeholder_and_no_dead_link() -> None:

@@ -60,7 +60,7 @@ def tables(result: dict[str, Any]) -> str:
             "",
             "Against real quantum chemistry, whose labels were never trained on (forces, meV/Å).",
             "Functionals differ among themselves, PBE and the labels' wB97M by about 460 meV/Å on",
-            "aspirin, so the last row measures that first:",
+            "aspirin (stated with the data, not measured here), so the last row has that first:",
             "",
             table(header, zero_shot),
             "",

@@ -313,6 +313,8 @@ def block(result: dict[str, Any]) -> str:
             " the range over seeds):",
             "",
             table(["frames", *(f"from {start}" for start in starts)], rows),
+            "",
+            *[verdict(found, frames) for frames in sorted({n for n, _ in found})],
         ]
     )
 

@@ -65,9 +65,10 @@ def _cost(told: Json) -> str:
     met = max(max(row["cost_percent"] for row in rows), max(whole) - noise) < COST
     unsure = met and max(whole) + noise > COST
     said = ", too noisy to confirm or to refute that" if unsure else ""
+    by = " by these" if unsure else ""
     return (
         f"- Added to a step, by the times of single calls: {', '.join(cells)}; the goal of less "
-        f"than {COST} % is {'met' if met else 'missed'}. Whole simulations in turns with and "
+        f"than {COST} % is {'met' if met else 'missed'}{by}. Whole simulations in turns with and "
         f"without it, in OpenMM and of replicas, differ by {min(whole):+.1f} to "
         f"{max(whole):+.1f} %{said}."
     )
@@ -87,9 +88,9 @@ def _whole(told: Json) -> list[str]:
         for (kelvin, ps), mine in sorted(by_kind.items())
     ]
     return [
-        "- pretrained-visnet, unseen molecules, runs that stayed whole and were flagged all the "
-        f"same: {', '.join(shares)}. Hot runs leave what it was trained on without "
-        "breaking, so do not let the guard stop them."
+        "- pretrained-visnet, unseen molecules, runs that the guard looked on at, stayed whole and "
+        f"were flagged all the same: {', '.join(shares)}. Hot runs leave what it was trained on "
+        "without breaking, so do not let the guard stop them."
     ]
 
 

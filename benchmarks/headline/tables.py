@@ -92,7 +92,7 @@ def told(estimate: Estimate | None) -> str:
 
 def _intro(result: Json) -> list[str]:
     s, names = result["settings"], molecules_of(result)
-    draws = ", ".join(f"{count} of {frames}" for frames, count in s["draws"].items())
+    draws = ", ".join(f"{count} of {frames}" for frames, count in _draws(result).items())
     lines = [
         f"{_counted(len(names), 'molecule')} never seen in training ({', '.join(names)}). Each "
         "start gets the",
@@ -103,7 +103,8 @@ def _intro(result: Json) -> list[str]:
         f"{s['picoseconds']:g} ps at each temperature, whole until a",
         "bond is 0.5 Å off its mean, a hydrogen is lost, or it explodes; ≥ where the run that a",
         "number stands for was whole to its end. Medians over all runs; in brackets 95 % intervals",
-        "of a bootstrap over molecules, draws and seeds: over so few, rather too narrow.",
+        "of a bootstrap over molecules, draws (where there are several) and seeds: over so few, "
+        "rather too narrow.",
     ]
     lines += [f"Left out: {name} ({why})." for name, why in result["absent"].items()]
     if missing := _missing(result):
@@ -113,6 +114,14 @@ def _intro(result: Json) -> list[str]:
         )
     lines += [f"Not counted, {key}: {why}." for key, why in result.get("failed", {}).items()]
     return lines
+
+
+def _draws(result: Json) -> dict[int, int]:
+    """Number of frames -> how many draws of so many there are models of."""
+    found: dict[int, set[int]] = {}
+    for model in result["models"].values():
+        found.setdefault(model["frames"], set()).add(model["draw"])
+    return {frames: len(draws) for frames, draws in sorted(found.items())}
 
 
 def _counted(count: int, what: str) -> str:

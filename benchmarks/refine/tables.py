@@ -9,6 +9,7 @@ from benchmarks.accuracy.experiment import fill, made_at, table
 from benchmarks.headline.statistics import Estimate, Groups, gain, median_time
 from benchmarks.headline.tables import told
 from benchmarks.refine.experiment import COLD, HOT, complete
+from mlpot.active.refine import QUIET
 from mlpot.analysis.intervals import bootstrap_mean
 
 Json = dict[str, Any]
@@ -17,11 +18,104 @@ START, END = "<!-- refine: generated -->", "<!-- end -->"
 
 
 def block(result: Json) -> str:
-    """For the README: what every model held."""
+    """For the README: how much longer, and what every model held."""
+    parts = [_intro(result), _gains(result), verdicts(result), _every_model(result)]
+    return "\n\n".join("\n".join(lines) for lines in parts if lines)
+
+
+def _intro(result: Json) -> list[str]:
     s = result["settings"]
-    kelvins = [f"{t:g}" for t in s["temperatures"]]
+    waiting = s["repeats"] - sum(complete(result, draw) for draw in range(s["repeats"]))
+    hottest = max(s["refinement"]["temperatures"])
+    lines = [
+        f"{s['molecule']}, {result['level']}: {s['frames']} frames at 300 K and random weights, "
+        f"then `mlpot refine` up to {hottest:g} K, {s['repeats']} times",
+        f"from other frames and seeds. Each model is simulated {s['seeds']} times at each "
+        f"temperature for {s['picoseconds']:g} ps. Two controls are",
+        "trained from the same start, in the same way and on as many frames: of 300 K, and at "
+        "random from three simulations of",
+        "the reference, one a temperature, which a user does not have.",
+    ]
+    if waiting:
+        lines.append(f"Not finished: {waiting} of {s['repeats']} repeats.")
+    return lines
+
+
+def _gains(result: Json) -> list[str]:
+    """Median stable times before, after and of the controls, a row a temperature."""
+    end, by_name = result["settings"]["picoseconds"], _by_name(result)
+    rows = []
+    for kelvin in result["settings"]["temperatures"]:
+        each = [_times(models, kelvin) for models in by_name.values()]
+        rows.append([f"{kelvin:g}", *(told(median_time(times, end)) for times in each)])
+    lines = table(["K", *(f"{name}, ps" for name in by_name)], rows)
+    return [
+        lines,
+        "",
+        "Median stable times (95 % intervals over repeats and simulations); ≥ where the median "
+        "run was whole to its end.",
+    ]
+
+
+def _by_name(result: Json) -> dict[str, list[Json]]:
+    """What is compared, in the README's words -> its models."""
     models = list(result["models"].values())
-    tests = list(models[0]["test_meV"])
+    named = {n: [m for m in models if m["name"] == n] for n in ("start", COLD, HOT)}
+    return {"before": named["start"], "refined": _last(result), COLD: named[COLD], HOT: named[HOT]}
+
+
+def verdicts(result: Json) -> list[str]:
+    """A line for each temperature: does refinement extend the stable time, and do as many frames
+    that nothing chose do it too? Then whether the guard became quiet, and what failed."""
+    end, by_name = result["settings"]["picoseconds"], _by_name(result)
+    refined, lines = by_name.pop("refined"), []
+    for kelvin in result["settings"]["temperatures"]:
+        after = _times(refined, kelvin)
+        ratios = [
+            _words(gain(after, _times(models, kelvin), end), _MODEL[name])
+            for name, models in by_name.items()
+            if models and refined
+        ]
+        said = f"the refined model lasts {'; '.join(ratios)}" if ratios else "not measured"
+        lines.append(f"- {kelvin:g} K: {said}.")
+    return [*lines, *_quiet(result), *_failed(result)]
+
+
+_MODEL = {
+    "before": "the start",
+    COLD: "the one from as many frames at 300 K",
+    HOT: "the one from as many at random",
+}
+
+
+def _words(found: Estimate | None, other: str) -> str:
+    """'≥ 20 (3.1 to 20) times as long as the start'"""
+    if found is None:
+        return f"longer or shorter than {other}: not measured"
+    if found.bound == "?":
+        return f"to the end, as does {other}"
+    unclear = " (no clear difference)" if found.low <= 1 <= found.high else ""
+    return f"{told(found)} times as long as {other}{unclear}"
+
+
+def _quiet(result: Json) -> list[str]:
+    ends = [told["outcome"] for told in result["refinements"].values() if told.get("outcome")]
+    if not ends:
+        return []
+    quiet = sum(outcome == QUIET for outcome in ends)
+    text = (
+        f"- The guard was quiet at every temperature in the end in {quiet} of {len(ends)} repeats"
+    )
+    return [f"{text}."]
+
+
+def _failed(result: Json) -> list[str]:
+    return [f"- Not counted, {k}: {why}." for k, why in result.get("failed", {}).items()]
+
+
+def _every_model(result: Json) -> list[str]:
+    s, models = result["settings"], list(result["models"].values())
+    kelvins, tests = [f"{t:g}" for t in s["temperatures"]], list(models[0]["test_meV"])
     header = ["model", "labels", *(f"stable at {t} K, ps" for t in kelvins)]
     header += [f"F MAE {t} K" for t in tests]
     rows = []
@@ -29,52 +123,13 @@ def block(result: Json) -> str:
         mine = [m for m in models if m["name"] == name]
         errors = [", ".join(_whole(m["test_meV"][t]["force_mae"]) for m in mine) for t in tests]
         labels = ", ".join(str(m["frames"]) for m in mine)
-        rows.append(
-            [name, labels, *(_stable(mine, float(t), s["picoseconds"]) for t in kelvins), *errors]
-        )
-    waiting = s["repeats"] - sum(complete(result, draw) for draw in range(s["repeats"]))
-    unfinished = f" Not finished: {waiting} of {s['repeats']} repeats." if waiting else ""
-    hottest = max(s["refinement"]["temperatures"])
-    return "\n".join(
-        [
-            f"{s['molecule']}, {result['level']}: {s['frames']} frames at 300 K and random weights,"
-            f" then `mlpot refine` up to {hottest:g} K,",
-            f"{s['repeats']} times from other frames and seeds."
-            f" Mean of {s['seeds']} simulations of each model, {s['picoseconds']:g} ps at most"
-            " (95 % interval over simulations), and how"
-            " many were whole to their end; forces in meV/Å. As many frames that nothing chose are"
-            " the controls, trained in the same way. Ratios are of medians (95 % intervals over"
-            " repeats and simulations; ≥ where the median run was whole to its end)." + unfinished,
-            "",
-            *verdicts(result),
-            "",
-            table(header, rows),
-        ]
+        stable = [_stable(mine, float(t), s["picoseconds"]) for t in kelvins]
+        rows.append([name, labels, *stable, *errors])
+    legend = (
+        "Mean stable times over the simulations of all repeats (whole ones count with their "
+        "length), and how many were whole; labels and force errors (meV/Å) of each repeat."
     )
-
-
-def verdicts(result: Json) -> list[str]:
-    """A line for each temperature: does refinement extend the stable time, and do as many frames
-    that nothing chose do it too?"""
-    models, end = list(result["models"].values()), result["settings"]["picoseconds"]
-    last = _last(result)
-    lines = []
-    for kelvin in result["settings"]["temperatures"]:
-        after = _times(last, kelvin)
-        line = f"- {kelvin:g} K: median stable time {told(median_time(after, end))} ps"
-        before = _times([m for m in models if m["name"] == "start"], kelvin)
-        found = gain(after, before, end)
-        line += (
-            f" after the last round, {told(median_time(before, end))} ps before: {_words(found)}"
-        )
-        for name in (COLD, HOT):
-            control = _times([m for m in models if m["name"] == name], kelvin)
-            if found := gain(after, control, end):
-                at = told(median_time(control, end))
-                line += f"; {name}: {at} ps, refinement against it {_words(found)}"
-        lines.append(f"{line}.")
-    lines += [f"- Not counted, {k}: {why}." for k, why in result.get("failed", {}).items()]
-    return lines
+    return [table(header, rows), "", legend]
 
 
 def _last(result: Json) -> list[Json]:
@@ -100,17 +155,6 @@ def _times(models: list[Json], kelvin: float) -> Groups:
         }
         for m in models
     }
-
-
-def _words(found: Estimate | None) -> str:
-    """'≥ 20 (3.1 to 20) times, extended'"""
-    if found is None:
-        return "not measured"
-    if found.bound == "?":
-        return "both outlast the runs"
-    longer, shorter = found.low > 1, found.high < 1
-    word = "extended" if longer else "shortened" if shorter else "no clear difference"
-    return f"{told(found)} times, {word}"
 
 
 def page(result: Json) -> str:

@@ -42,7 +42,13 @@ def brief(result: Result) -> str:
         f"{m['cores_allowed']} of {m['cores']} cores."
     )
     rows = [(name, route) for name, route in _rows(result) if route == "OpenMM"]
-    return "\n".join([head, "", *_table(result, shown, rows), "", *_goals(goals(result))])
+    legend = (
+        "Goals are judged by mlpot compiled; TorchForce, which OpenMM takes until a model has "
+        "been compiled, is slower by the table. Matrix products: those of the network alone, a "
+        "lower bound. torchmd-net, PyG and MACE have random weights: the same work, no accuracy."
+    )
+    table = _table(result, shown, rows)
+    return "\n".join([head, "", *table, "", *_goals(goals(result)), "", legend])
 
 
 def markdown(result: Result) -> str:

@@ -37,7 +37,7 @@ def _shares(summaries: Sequence[Summary]) -> list[str]:
         "|---|---|---|" + "---|" * len(kelvins),
     ]
     for (what, ps, model), cells in rows.items():
-        told = " | ".join(cells.get(t, "") for t in kelvins)
+        told = " | ".join(cells.get(t, "–") for t in kelvins)
         lines.append(f"| {what} | {ps:g} | {model} | {told} |")
     return lines
 
@@ -89,8 +89,10 @@ def _structure(summary: Summary) -> list[str]:
 
 
 def _hours(summary: Summary) -> list[str]:
-    missing = f"; {summary['missing']} runs are still to be done" if summary["missing"] else ""
-    return [f"- All of it: {summary['core_hours']['total']:.3g} core-hours{missing}."]
+    done, missing = f"{summary['core_hours']['total']:.3g} core-hours", summary["missing"]
+    if not missing:
+        return [f"- All of it: {done}."]
+    return [f"- So far: {done}; {missing} runs are still to be done."]
 
 
 def _share(value: float, runs: int) -> str:
@@ -101,9 +103,12 @@ def _share(value: float, runs: int) -> str:
 
 
 def _goals(summary: Summary) -> list[str]:
-    words = {True: "met", False: "missed", None: "not measured"}
     return [
-        f"- Goal: {g['text']}, {100 * g['limit']:g} % of them: {words[g['met']]}"
-        + ("." if g["value"] is None else f" ({_share(g['value'], g['runs'])}).")
-        for g in summary["goals"]
+        f"- Goal: {g['text']}, {100 * g['limit']:g} % of them: {_met(g)}." for g in summary["goals"]
     ]
+
+
+def _met(goal: Summary) -> str:
+    if goal["value"] is None:
+        return f"too few to tell, {goal['runs']} so far" if goal["runs"] else "not measured yet"
+    return f"{'met' if goal['met'] else 'missed'} ({_share(goal['value'], goal['runs'])})"

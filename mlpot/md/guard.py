@@ -79,7 +79,13 @@ def make_guard(
     """
     source = model if guard_model is None else guard_model
     told = guard_unit is not None or len(named_models(source)) > 1
-    if policy == "off" or (policy == "auto" and not told and not has_statistics(source)):
+    if policy == "off":
+        return None
+    if policy == "auto" and not told and not has_statistics(source):
+        report(
+            "unguarded: the model's file does not say what it was trained on (exported ones never "
+            "do). A .safetensors file that does can be named as the guard's model"
+        )
         return None
     chosen: Any = "warn" if policy == "auto" else policy
     grader = make_grader(source, guard_unit)

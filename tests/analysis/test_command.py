@@ -173,8 +173,8 @@ def test_the_brief_table_has_a_column_for_each_temperature() -> None:
     text = brief([summary, peer]).splitlines()
     assert text[0] == "| runs whole to their end | ps | of | 300 K | 1000 K |"
     assert "| molecules that training has not | 20 | mine | 60 of 60 | 57 of 60 |" in text
-    assert "| molecules that training has not | 20 | peer | 1 of 60 |  |" in text
-    assert "| starts off by 0.1 Å | 20 | mine | 59 of 60 |  |" in text
+    assert "| molecules that training has not | 20 | peer | 1 of 60 | – |" in text
+    assert "| starts off by 0.1 Å | 20 | mine | 59 of 60 | – |" in text
     assert not any("nve" in line for line in text)
     assert any("1 of 20 break, half of them by 2100 (1900 to over 3000) K" in t for t in text)
     assert "- Goal: runs hold, 95 % of them: missed (90 %, interval 79.9 to 95.3 %, of 60)." in text
@@ -183,7 +183,7 @@ def test_the_brief_table_has_a_column_for_each_temperature() -> None:
         "(broke: 2 of 5, drift of 4)."
     ) in text
     assert any("at 500 K against DFT: h(r) is off by 0.031; two halves" in t for t in text)
-    assert text[-1] == "- All of it: 12.3 core-hours; 3 runs are still to be done."
+    assert text[-1] == "- So far: 12.3 core-hours; 3 runs are still to be done."
 
 
 def test_tables_tell_what_failed_and_what_is_not_judged(

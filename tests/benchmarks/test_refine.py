@@ -10,6 +10,7 @@ import pytest
 from benchmarks.refine import experiment
 from benchmarks.refine.experiment import COLD, HOT, MODES, Experiment, complete
 from benchmarks.refine.tables import END, START, block, page, verdicts, write_block
+from mlpot.active.refine import QUIET, SPENT
 from mlpot.active.settings import RefineSettings
 from mlpot.errors import DataError, InputError
 from mlpot.train.loop import quiet
@@ -35,7 +36,7 @@ def test_a_refinement_is_measured_round_by_round(
     assert found["settings"]["scenario"]["timestep"] == 1.0
     assert found["settings"]["recipe"]["loop"]["optimizer"] == "muon"
     text = page(found)
-    assert "- 1000 K: median stable time " in text and "refinement against it" in text
+    assert "- 1000 K: the refined model lasts " in text and "at random" in text
     assert "| after round 0 | " in text and text.count("of 2 |") == 4
 
     def never(*given: object, **options: object) -> None:
@@ -96,7 +97,9 @@ def measured(**times: list[float]) -> dict[str, Any]:
     rounds = [{"round": n, "trained": n < 2} for n in range(3)]
     return {
         "settings": {"temperatures": [1000.0], "picoseconds": 10.0},
-        "refinements": {str(d): {"rounds": rounds} for d in (0, 1)},
+        "refinements": {
+            str(d): {"rounds": rounds, "outcome": end} for d, end in enumerate((QUIET, SPENT))
+        },
         "models": found,
     }
 
@@ -104,20 +107,21 @@ def measured(**times: list[float]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("start", "last", "says"),
     [
-        ([1.0] * 4, [5.0] * 4, "5 ps after the last round, 1 ps before: 5 times, extended"),
-        ([1.0] * 4, [10.0] * 4, "≥ 10 ps after the last round, 1 ps before: ≥ 10 times, extended"),
-        ([2.0] * 4, [1.0] * 4, "0.5 times, shortened"),
-        ([0.5, 1.0, 2.0, 4.0], [1.0, 1.5, 2.0, 2.5], "no clear difference"),
-        ([10.0] * 4, [10.0] * 4, "both outlast the runs"),
+        ([1.0] * 4, [5.0] * 4, "lasts 5 times as long as the start;"),
+        ([1.0] * 4, [10.0] * 4, "lasts ≥ 10 times as long as the start;"),
+        ([2.0] * 4, [1.0] * 4, "lasts 0.5 times as long as the start;"),
+        ([0.5, 1.0, 2.0, 4.0], [1.0, 1.5, 2.0, 2.5], "the start (no clear difference);"),
+        ([10.0] * 4, [10.0] * 4, "lasts to the end, as does the start;"),
     ],
 )
 def test_the_verdict_says_whether_stable_time_was_extended(
     start: list[float], last: list[float], says: str
 ) -> None:
     result = measured(start=start, first=[9.0] * 4, last=last, cold=[0.5] * 4)
-    (line,) = verdicts(result)
-    assert line.startswith("- 1000 K: median stable time ") and says in line, line
-    assert f"; {COLD}: 0.5 ps, refinement against it " in line
+    line, quiet = verdicts(result)
+    assert line.startswith("- 1000 K: the refined model lasts ") and says in line, line
+    assert " times as long as the one from as many frames at 300 K." in line
+    assert quiet == "- The guard was quiet at every temperature in the end in 1 of 2 repeats."
 
 
 def test_a_repeat_is_complete_when_every_model_has_been_measured() -> None:
@@ -161,6 +165,6 @@ def test_another_machine_begins_a_repeat_again_unless_it_is_complete(
 
 def test_a_refinement_on_its_way_has_no_verdict() -> None:
     """The model of a round before the last is not what refinement comes to."""
-    assert "before: not measured" in verdicts(measured(start=[1.0] * 4, first=[9.0] * 4))[0]
+    assert verdicts(measured(start=[1.0] * 4, first=[9.0] * 4))[0] == "- 1000 K: not measured."
     failed = measured(start=[1.0] * 4) | {"failed": {"after round 1 | 0": "2 of 8 failed"}}
-    assert verdicts(failed)[1] == "- Not counted, after round 1 | 0: 2 of 8 failed."
+    assert verdicts(failed)[-1] == "- Not counted, after round 1 | 0: 2 of 8 failed."

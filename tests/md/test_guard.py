@@ -801,3 +801,14 @@ def test_what_the_command_refuses(
     assert result.exit_code == 1
     assert re.search(message, result.stderr), result.output
     assert soft_model.read_bytes() == before
+
+
+def test_a_run_without_a_guard_says_so(tmp_path: Path) -> None:
+    """As of an exported model, which does not say what it was trained on; not if it was asked."""
+    lines: list[str] = []
+    exported = tmp_path / "exported.pt"
+    exported.write_bytes(b"")
+    assert make_guard("auto", exported, tmp_path / "x.xyz", lines.append) is None
+    assert len(lines) == 1 and lines[0].startswith("unguarded: ") and ".safetensors" in lines[0]
+    assert make_guard("off", exported, tmp_path / "x.xyz", lines.append) is None
+    assert len(lines) == 1
