@@ -166,6 +166,11 @@ def test_the_brief_table_has_a_column_for_each_temperature() -> None:
     }
     structure = {"temperature": 500.0, "source": "DFT", "errors": {"hr_mae": 0.0312}}
     summary = {"model": "mine", "groups": rows, "ramp": [ramp], "goals": [goal]}
+    few, none = (
+        {**goal, "text": t, "value": None, "met": None, "runs": n}
+        for t, n in (("few", 7), ("none", 0))
+    )
+    summary["goals"] += [few, none]
     summary["drift"] = [drift | {"dtype": "float32", "counted": 4}, {"drift": None}]
     summary["structure"] = [structure | {"noise": {"hr_mae": 0.01}}]
     summary |= {"missing": 3, "core_hours": {"total": 12.34}}
@@ -178,6 +183,8 @@ def test_the_brief_table_has_a_column_for_each_temperature() -> None:
     assert not any("nve" in line for line in text)
     assert any("1 of 20 break, half of them by 2100 (1900 to over 3000) K" in t for t in text)
     assert "- Goal: runs hold, 95 % of them: missed (90 %, interval 79.9 to 95.3 %, of 60)." in text
+    assert "- Goal: few, 95 % of them: too few to tell, 7 so far." in text
+    assert "- Goal: none, 95 % of them: not measured yet." in text
     assert (
         "- Drift at 300 K, meV/atom/ps, float32: +0.001 (-0.002 to +0.004) at 0.5 fs "
         "(broke: 2 of 5, drift of 4)."
