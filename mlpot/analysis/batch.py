@@ -184,6 +184,8 @@ class _Going:
     def _start(self) -> Replicas:
         s, runs = self.scenario, self.batch.runs
         relaxed = relax(self.model, [run.molecule for run in runs])
+        if self.watched is not None:
+            self.watched.given([run.molecule for run in runs])
         self._forget_trouble()
         starts = [
             self._from(r, x if apart(x) else run.molecule.positions)

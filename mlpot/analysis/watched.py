@@ -1,12 +1,15 @@
 """The guard beside the runs of a batch: it only looks on, and when it first spoke is recorded."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from mlpot.analysis.molecules import Molecule
 from mlpot.analysis.subjects import Subject
 from mlpot.deploy.grader import FeatureGrader, has_statistics
-from mlpot.md.guard import Guard, ReplicaGuard
+from mlpot.md.guard import Flag, Guard, ReplicaGuard
 from mlpot.md.replicas import Replicas
 
 Json = dict[str, Any]
@@ -29,6 +32,19 @@ class Watched:
 
         self.interval = self.guard.every
 
+    def given(self, molecules: Sequence[Molecule]) -> None:
+        """Look at the geometry that each run was given, as `mlpot md` does before it minimises:
+        a flag of it is one at 0 ps."""
+        seen: dict[str, Json | None] = {}
+        for r, molecule in enumerate(molecules):
+            if molecule.key not in seen:
+                self.guard.watch(molecule.numbers).given(molecule.positions)
+                flags = [_told(flag, molecule.positions) for flag in self.guard.flags]
+                seen[molecule.key] = flags[0] if flags else None
+                self.guard.flags.clear()
+            if flag := seen[molecule.key]:
+                self.first[r] = flag
+
     def attach(self, replicas: Replicas) -> None:
         """Look at them now, as `mlpot md` does at the start, and on their way."""
         replicas.observers += [ReplicaGuard(self.guard), self]
@@ -42,10 +58,13 @@ class Watched:
         positions = replicas.positions
         for flag in self.guard.flags:
             r = int(flag.system or 0)
-            told = {"ps": flag.time, "atom": flag.atom, "grade": min(flag.grade, 1e9)}
-            where = np.round(positions[r], 4).tolist()
-            self.first.setdefault(r, told | {"reason": flag.reason, "positions": where})
+            self.first.setdefault(r, _told(flag, positions[r]))
         self.guard.flags.clear()
+
+
+def _told(flag: Flag, positions: NDArray[np.float64]) -> Json:
+    told = {"ps": flag.time, "atom": flag.atom, "grade": min(flag.grade, 1e9)}
+    return told | {"reason": flag.reason, "positions": np.round(positions, 4).tolist()}
 
 
 def watched(subject: Subject) -> Watched | None:

@@ -16,6 +16,10 @@ that of the first model's features and that of their disagreement about its forc
 
 A hydrogen leaves its bond in less than 10 fs. So between checks, every `look` steps, the lengths of
 pairs are looked at, which takes no network; one that is above `sure` by itself makes it a check.
+
+A model may lose a bond that it has never seen while a geometry is minimised, and the pieces may
+look known. `mlpot md` grades the geometry as it was given too; a script that minimises before it
+attaches the guard does so with `guard.watch(numbers).given(positions)`.
 """
 
 from collections.abc import Callable

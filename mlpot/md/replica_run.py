@@ -140,6 +140,9 @@ class ReplicaRun:
         s = self.settings
         self._record(bar, log, trajectories)
         if self.guard is not None:
+            if s.minimize:
+                guard = self.guard.guard
+                guard.watch(self.structure.numbers).given(self.structure.positions)
             self.guard(self.replicas)
             self._tell(set())
         while bar.done < s.steps:

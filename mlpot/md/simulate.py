@@ -191,6 +191,8 @@ class _Run:
     def _loop(self, bar: Bar, log: Log, trajectory: Trajectory) -> None:
         s = self.settings
         self._record(bar, log, trajectory)
+        if s.minimize and self.watch is not None:
+            self.watch.given(self.structure.positions, self.structure.box)
         self._look(0)
         while bar.done < s.steps:
             to_frame = s.report_interval - bar.done % s.report_interval

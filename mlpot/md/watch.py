@@ -46,6 +46,7 @@ class Flag(NamedTuple):
     grade: float
     system: int | None = None  # of several replicas
     reason: str = ""  # a length between two atoms, if that alone is reason enough
+    where: str = ""  # ends the sentence
 
     def describe(self, model: str) -> str:
         """As one clause."""
@@ -53,7 +54,7 @@ class Flag(NamedTuple):
         return (
             f"{whose}atom {self.atom} ({self.symbol}) left what {model} was trained on: "
             f"extrapolation grade {self.grade:.2f} at step {self.step:,} ({self.time:.6g} ps)"
-            f"{self.reason and f', {self.reason}'}"
+            f"{self.reason and f', {self.reason}'}{self.where}"
         )
 
 
@@ -215,6 +216,17 @@ class Watch:
         self.observe(grades, step, time, positions, cell)
         return grades
 
+    def given(self, positions: ArrayLike, cell: ArrayLike | None = None) -> None:
+        """`check` of a geometry as it is given, before it is minimised; only a grade above
+        ``sure`` counts.
+
+        On the way down a model may lose a bond that it has not seen, and the fragments may look
+        known.
+        """
+        grades = self._grade(positions, cell)
+        if grades.max() > self.guard.sure:
+            self.observe(grades, 0, 0.0, positions, cell, ", in the geometry as it was given")
+
     def observe(
         self,
         grades: NDArray[np.float64],
@@ -222,8 +234,9 @@ class Watch:
         time: float,
         positions: ArrayLike,
         cell: ArrayLike | None = None,
+        where: str = "",
     ) -> None:
-        """`check`, with grades [N] that are known already."""
+        """`check`, with grades [N] that are known already; ``where`` ends a flag's sentence."""
         guard = self.guard
         atom = int(grades.argmax())
         guard.largest = max(guard.largest, (float(grades[atom]), step, self.system, atom), key=_by)
@@ -245,7 +258,7 @@ class Watch:
                 atom = int(np.where(patient, grades, -1.0).argmax())
             symbol = chemical_symbols[self._grade.numbers[atom]]
             told = self.system, self._reason(atom, positions, cell)
-            guard.flags.append(Flag(step, time, atom, symbol, float(grades[atom]), *told))
+            guard.flags.append(Flag(step, time, atom, symbol, float(grades[atom]), *told, where))
         if self.outside:
             self._save()
         if begun:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,25 @@ def test_the_guard_tells_what_breaks_and_moves_nothing(
     assert analyze(plain.path)["groups"][0]["guard"] is None
     summary["goals"] = [goal._asdict() | {"met": goal.met} for goal in goals(summary)]
     assert "| known | 0 of 0 | 2 of 2 |" in markdown([summary])
+
+
+def test_a_bond_that_is_lost_before_the_first_step_is_flagged_before(
+    known: Subject, hot: Content, tmp_path: Path
+) -> None:
+    """The start is relaxed: what the model then makes of the molecule may look known to it."""
+    (methanol,) = hot.molecules
+    torn = methanol.positions.copy()
+    torn[-1] += 0.5 * (torn[-1] - torn[np.argsort(np.linalg.norm(torn - torn[-1], axis=1))[1]])
+    start = replace(methanol, name="torn", positions=torn)
+    both = Content(hot.scenarios, [methanol, start])
+    found = runs_of(run(known, both, tmp_path / "suite")).values()
+    flags = {m.name: [r["flag"] for r in found if r["molecule"] == m.name] for m in both.molecules}
+    assert len(flags["torn"]) == 2
+    for flag in flags["torn"]:
+        assert flag["ps"] == 0.0 and "hardly ever seen" in flag["reason"]
+        np.testing.assert_allclose(flag["positions"], torn, atol=1e-4)
+    for flag in flags[methanol.name]:
+        assert flag["ps"] > 0.0
 
 
 def test_flags_survive_an_interruption(

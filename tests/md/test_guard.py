@@ -584,6 +584,28 @@ def test_a_start_that_is_outside_already(
     assert {flag["step"] for flag in told(tmp_path)["flags"]} == {0}
 
 
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_start_that_minimising_would_mend_or_tear_is_told_as_it_was_given(
+    ethanol_structure: Structure, guarded: Path, tmp_path: Path, replicas: int
+) -> None:
+    """A model may lose a bond that it has not seen on the way down, and nobody would hear of it."""
+    (oxygen,) = np.flatnonzero(ethanol_structure.numbers == 8)
+    torn = ethanol_structure.positions.copy()
+    apart = np.linalg.norm(torn - torn[oxygen], axis=1) + 9.0 * (ethanol_structure.numbers != 1)
+    torn[apart.argmin()] += 0.8 * (torn[apart.argmin()] - torn[oxygen])
+    start = replace(ethanol_structure, positions=torn)
+    options: dict[str, Any] = {"steps": 10, "minimize": True, "replicas": replicas}
+    lines: list[str] = []
+    run(start, guarded, tmp_path / "a", report=lines.append, **options)
+    found = [line for line in lines if "in the geometry as it was given" in line]
+    assert len(found) == 1 and "step 0 " in found[0], lines
+    with pytest.raises(ExtrapolationError, match="as it was given; frames are in"):
+        run(start, guarded, tmp_path / "b", guard="stop", **options)
+    lines.clear()
+    run(ethanol_structure, guarded, tmp_path / "c", report=lines.append, **options)
+    assert not any("as it was given" in line for line in lines), lines
+
+
 def test_a_run_looks_at_lengths_between_checks(
     ethanol_structure: Structure, guarded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
