@@ -23,7 +23,7 @@ _WHAT = {
 def brief(summaries: Sequence[Summary]) -> str:
     """Shares of whole runs, ramps and, of the first summary's model, the rest with the goals."""
     first = summaries[0]
-    rest = [*_drifts(first), *_structure(first), *_goals(first), *_hours(first)]
+    rest = [*_broken(first), *_drifts(first), *_structure(first), *_goals(first), *_hours(first)]
     parts = [_shares(summaries), _ramps(summaries), rest]
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
@@ -62,6 +62,25 @@ def _ramps(summaries: Sequence[Summary]) -> list[str]:
         for s in summaries
         for r in s["ramp"]
     ]
+
+
+def _broken(summary: Summary) -> list[str]:
+    """Which molecules, and by what: all that is not whole in the table above."""
+    found: dict[str, list[Summary]] = {}
+    for run in summary["runs"]:
+        if run["broke"] and run["ensemble"] == "nvt" and run["end_temperature"] is None:
+            found.setdefault(run["molecule"], []).append(run)
+    told = [f"{name} ({_by(runs)})" for name, runs in found.items()]
+    return [f"- Broken, {summary['model']}: {', '.join(told)}."] if told else []
+
+
+def _by(runs: Sequence[Summary]) -> str:
+    """'9 times: bond S5-Cl8, before the first step' or 'once: bond O13-H30, 1000 K'"""
+    times = "once" if len(runs) == 1 else f"{len(runs)} times"
+    causes = ", ".join(sorted({run["cause"] for run in runs}))
+    kelvins = ", ".join(f"{t:g} K" for t in sorted({run["temperature"] for run in runs}))
+    when = kelvins if any(run["stable_ps"] for run in runs) else "before the first step"
+    return f"{times}: {causes}, {when}"
 
 
 def _drifts(summary: Summary) -> list[str]:

@@ -174,7 +174,13 @@ def test_the_brief_table_has_a_column_for_each_temperature() -> None:
     summary["drift"] = [drift | {"dtype": "float32", "counted": 4}, {"drift": None}]
     summary["structure"] = [structure | {"noise": {"hr_mae": 0.01}}]
     summary |= {"missing": 3, "core_hours": {"total": 12.34}}
+    lost = {"broke": True, "ensemble": "nvt", "end_temperature": None, "temperature": 300.0}
+    at_once = {**lost, "molecule": "one", "cause": "bond S5-Cl8", "stable_ps": 0.0}
+    late = {**lost, "molecule": "two", "cause": "bond O1-H2", "stable_ps": 1.0}
+    ramped = {**late, "molecule": "three", "end_temperature": 3000.0}
+    summary["runs"] = [at_once, late, {**late, "temperature": 1000.0}, at_once, ramped]
     peer = {"model": "peer", "groups": [group("ladder", 300.0, 1)], "ramp": [], "goals": []}
+    peer["runs"] = []
     text = brief([summary, peer]).splitlines()
     assert text[0] == "| runs whole to their end | ps | of | 300 K | 1000 K |"
     assert "| molecules that training has not | 20 | mine | 60 of 60 | 57 of 60 |" in text
@@ -183,6 +189,10 @@ def test_the_brief_table_has_a_column_for_each_temperature() -> None:
     assert not any("nve" in line for line in text)
     assert any("1 of 20 break, half of them by 2100 (1900 to over 3000) K" in t for t in text)
     assert "- Goal: runs hold, 95 % of them: missed (90 %, interval 79.9 to 95.3 %, of 60)." in text
+    assert (
+        "- Broken, mine: one (2 times: bond S5-Cl8, before the first step), "
+        "two (2 times: bond O1-H2, 300 K, 1000 K)."
+    ) in text
     assert "- Goal: few, 95 % of them: too few to tell, 7 so far." in text
     assert "- Goal: none, 95 % of them: not measured yet." in text
     assert (
