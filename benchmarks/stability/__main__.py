@@ -158,18 +158,21 @@ def show(mode: Mode = "dev") -> None:
 
 @app.command()
 def render(mode: Mode = "standard", readme: Path = ROOT / "README.md") -> None:
-    """Write all tables into results/MODE.md; of the standard mode the brief one into the README."""
-    from benchmarks.stability.brief import brief
-    from benchmarks.stability.tables import END, START, markdown, write_block
+    """Write all tables into results/MODE.md, and brief ones into the README: of the standard mode
+    what the shipped model does, of the fast one how peers do beside it."""
+    from benchmarks.stability.brief import beside, brief
+    from benchmarks.stability.tables import END, PEERS, START, markdown, write_block
 
     results = read_results(mode)
     page = f"# Stability: {mode}\n\n{markdown(results)}\n"
     (RESULTS / f"{mode}.md").write_text(page, encoding="utf-8")
     typer.echo(f"wrote results/{mode}.md")
-    if mode != "standard":
+    blocks = {"standard": (brief, START), "fast": (beside, PEERS)}
+    if mode not in blocks:
         return
-    if not write_block(readme, brief(results)):
-        sys.exit(f"{readme.name} has no lines {START!r} and {END!r} around a table")
+    write, start = blocks[mode]
+    if not write_block(readme, write(results), start):
+        sys.exit(f"{readme.name} has no lines {start!r} and {END!r} around a table")
     typer.echo(f"wrote the table in {readme.name}")
 
 

@@ -28,6 +28,14 @@ def brief(summaries: Sequence[Summary]) -> str:
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 
+def beside(summaries: Sequence[Summary]) -> str:
+    """Several models that went through the same runs."""
+    hours = [f"{s['model']} {s['core_hours']['total']:.2g}" for s in summaries]
+    rest = [*(f"- {line}" for line in _ramps(summaries)), f"- Core-hours: {', '.join(hours)}."]
+    parts = [_shares(summaries), rest]
+    return "\n\n".join("\n".join(lines) for lines in parts if lines)
+
+
 def _shares(summaries: Sequence[Summary]) -> list[str]:
     rows = _rows(summaries)
     kelvins = sorted({kelvin for cells in rows.values() for kelvin in cells})

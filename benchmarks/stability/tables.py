@@ -21,6 +21,7 @@ from mlpot.analysis.words import (
 Summary = dict[str, Any]
 
 START, END = "<!-- stability: generated -->", "<!-- end -->"
+PEERS = "<!-- stability of peers: generated -->"
 
 
 def markdown(summaries: Sequence[Summary]) -> str:
@@ -39,9 +40,9 @@ def markdown(summaries: Sequence[Summary]) -> str:
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 
-def write_block(path: Path, block: str) -> bool:
+def write_block(path: Path, block: str, start: str = START) -> bool:
     """Replace what stands between the markers; False where there are none."""
-    return fill(path, START, block, END)
+    return fill(path, start, block, END)
 
 
 def interval(values: Sequence[float | None] | None, digits: int = 3, sign: bool = False) -> str:

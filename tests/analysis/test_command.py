@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 from benchmarks.stability import __main__ as script
 from benchmarks.stability import content as benchmark
 from benchmarks.stability.__main__ import label_of
-from benchmarks.stability.brief import brief
+from benchmarks.stability.brief import beside, brief
 from benchmarks.stability.goals import goals
 from benchmarks.stability.make_molecules import GROUPS, LARGE, LARGEST, STANDARD
-from benchmarks.stability.tables import END, START, markdown, write_block
+from benchmarks.stability.tables import END, PEERS, START, markdown, write_block
 from mlpot.analysis.criteria import bond_lengths
 from mlpot.analysis.elsewhere import Elsewhere
 from mlpot.analysis.molecules import DEFAULT, read_molecules
@@ -201,6 +201,30 @@ def test_the_brief_table_has_a_column_for_each_temperature() -> None:
     ) in text
     assert any("at 500 K against DFT: h(r) is off by 0.031; two halves" in t for t in text)
     assert text[-1] == "- So far: 12.3 core-hours; 3 runs are still to be done."
+    both = beside([summary, peer | {"core_hours": {"total": 0.5}}]).splitlines()
+    assert both[:5] == text[:5] and both[-1] == "- Core-hours: mine 12, peer 0.5."
+    assert any(t.startswith("- Heated") and "mine: 1 of 20 break" in t for t in both)
+
+
+def test_peers_are_set_beside_the_shipped_model_in_the_readme(
+    soft: Subject, content: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "RESULTS", tmp_path)
+    summary = analyze(run(soft, content, tmp_path / "suite").path) | {"goals": []}
+    readme = tmp_path / "README.md"
+    for name in ("a-peer", "pretrained-visnet"):
+        told = json.dumps({**summary, "model": name})
+        (tmp_path / f"{name}-fast.json").write_text(told)
+    readme.write_text(f"{START}\nof another mode\n{END}\n{PEERS}\nold\n{END}\n")
+    words = ["render", "--mode", "fast", "--readme", str(readme)]
+    result = CliRunner().invoke(script.app, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    text = readme.read_text()
+    assert "of another mode" in text and "\nold\n" not in text
+    assert text.index("| pretrained-visnet |") < text.index("| a-peer |")  # the shipped one first
+    readme.write_text("no markers")
+    result = CliRunner().invoke(script.app, words)
+    assert result.exit_code == 1 and "has no lines" in result.output
 
 
 def test_tables_tell_what_failed_and_what_is_not_judged(
@@ -294,7 +318,7 @@ def test_what_was_judged_by_the_input_geometry_is_not_kept(bench: Bench, tmp_pat
         assert 1e-6 < np.abs(np.array(lengths) - given[name]).max() < 0.1
 
 
-def test_render_writes_the_page_and_only_of_the_standard_mode_the_readme(
+def test_render_writes_the_page_and_never_of_the_dev_mode_the_readme(
     bench: Bench, tmp_path: Path
 ) -> None:
     bench("--out", tmp_path / "one")
@@ -308,8 +332,8 @@ def test_render_writes_the_page_and_only_of_the_standard_mode_the_readme(
         return (tmp_path / "results" / f"{mode}.md").read_text()
 
     results = tmp_path / "results"
-    (results / "springs-fast.json").write_text((results / "springs-standard.json").read_text())
-    assert "ladder" in render("fast") and readme.read_text() == empty
+    (results / "springs-dev.json").write_text((results / "springs-standard.json").read_text())
+    assert "ladder" in render("dev") and readme.read_text() == empty
     page = render("standard")
     assert "core-hours" in page and "| runs whole to their end |" in readme.read_text()
 
