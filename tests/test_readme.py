@@ -1,11 +1,13 @@
 """What the README shows is run."""
 
+import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,31 @@ MLPOT = str(Path(sys.executable).with_name("mlpot"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.S)
 CONSOLE = re.findall(r"^\$ (.*?)\s*(?:#.*)?$", README, flags=re.M)
+
+
+def stability_block(folder: Path) -> str:
+    from benchmarks.stability.brief import brief
+
+    return brief([json.loads((folder / "pretrained-visnet-standard.json").read_text())])
+
+
+def headline_block(folder: Path) -> str:
+    from benchmarks.headline.tables import block
+
+    return block(json.loads((folder / "standard.json").read_text()))
+
+
+def refine_block(folder: Path) -> str:
+    from benchmarks.refine.tables import block
+
+    return block(json.loads((folder / "standard.json").read_text()))
+
+
+@pytest.mark.parametrize("written", [stability_block, headline_block, refine_block])
+def test_tables_are_those_of_the_results(written: Callable[[Path], str]) -> None:
+    name = written.__name__.removesuffix("_block")
+    shown = README.split(f"<!-- {name}: generated -->\n")[1].split("\n<!-- end -->")[0]
+    assert shown == written(ROOT / "benchmarks" / name / "results")
 
 
 @pytest.mark.parametrize("code", PYTHON, ids=range(len(PYTHON)))

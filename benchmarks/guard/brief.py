@@ -76,22 +76,28 @@ def _cost(told: Json) -> str:
 
 def _whole(told: Json) -> list[str]:
     """Flags of the shipped model in simulations that stayed whole: what `--guard stop` would have
-    cost. Of the ladder, as far as it is simulated."""
-    by_kind: dict[tuple[float, float], list[Json]] = {}
-    for run in told.get("runs", []):
-        if run["scenario"] == "ladder" and run["guarded"] and not run["broke"]:
-            by_kind.setdefault((run["temperature"], run["picoseconds"]), []).append(run)
-    if not by_kind:
+    cost. As far as they are simulated."""
+    ladder, groups = (_flagged(told, scenario) for scenario in ("ladder", "groups"))
+    if not ladder:
         return []
-    shares = [
-        f"{sum(run['flag'] is not None for run in mine)} of {len(mine)} at {kelvin:g} K ({ps:g} ps)"
-        for (kelvin, ps), mine in sorted(by_kind.items())
-    ]
+    other = f"; molecules with functional groups that training has not: {groups}" if groups else ""
     return [
-        "- pretrained-visnet, unseen molecules, runs that the guard looked on at, stayed whole and "
-        f"were flagged all the same: {', '.join(shares)}. Hot runs leave what it was trained on "
+        "- pretrained-visnet, runs that the guard looked on at, stayed whole and were flagged all "
+        f"the same, unseen molecules: {ladder}{other}. Hot runs leave what it was trained on "
         "without breaking, so do not let the guard stop them."
     ]
+
+
+def _flagged(told: Json, scenario: str) -> str:
+    """'0 of 60 at 300 K (20 ps), ...'"""
+    by_kind: dict[tuple[float, float], list[Json]] = {}
+    for run in told.get("runs", []):
+        if run["scenario"] == scenario and run["guarded"] and not run["broke"]:
+            by_kind.setdefault((run["temperature"], run["picoseconds"]), []).append(run)
+    return ", ".join(
+        f"{sum(run['flag'] is not None for run in mine)} of {len(mine)} at {kelvin:g} K ({ps:g} ps)"
+        for (kelvin, ps), mine in sorted(by_kind.items())
+    )
 
 
 def main(readme: Path = ROOT / "README.md") -> None:

@@ -138,4 +138,5 @@ def _goals(summary: Summary) -> list[str]:
 def _met(goal: Summary) -> str:
     if goal["value"] is None:
         return f"too few to tell, {goal['runs']} so far" if goal["runs"] else "not measured yet"
-    return f"{'met' if goal['met'] else 'missed'} ({_share(goal['value'], goal['runs'])})"
+    word = {True: "met", False: "missed", None: "not decided by so few"}[goal["met"]]
+    return f"{word} ({_share(goal['value'], goal['runs'])})"

@@ -2,6 +2,9 @@
 
 from typing import Any, NamedTuple
 
+from mlpot.analysis.flags import early
+from mlpot.analysis.intervals import fraction
+
 Summary = dict[str, Any]
 
 
@@ -12,10 +15,17 @@ class Goal(NamedTuple):
     value: float | None
     limit: float
     runs: int
+    rate: bool = False  # of what would be seen in more runs: met where its interval is above
 
     @property
     def met(self) -> bool | None:
-        return None if self.value is None else self.value >= self.limit
+        """None where it is not known: not measured, or too few runs to tell."""
+        if self.value is None:
+            return None
+        if not self.rate or self.value < self.limit:
+            return self.value >= self.limit
+        low = fraction(round(self.value * self.runs), self.runs).low
+        return True if low >= self.limit else None
 
 
 def goals(summary: Summary) -> list[Goal]:
@@ -41,20 +51,39 @@ def goals(summary: Summary) -> list[Goal]:
 
 
 def _quiet(summary: Summary) -> Goal:
-    """Of the guard, where nothing is wrong."""
-    found = [_group(summary, "ladder", 300.0, 20.0), _group(summary, "long", 300.0, 200.0)]
-    told = [g["guard"] for g in found if g and g.get("guard")]
+    """Of the guard, where nothing is wrong. Groups that training has not are outside in truth."""
+    told = [
+        g["guard"]
+        for g in _guarded(summary)
+        if g["temperature"] == 300.0 and g["scenario"] in ("ladder", "long", "large", "reference")
+    ]
     whole, flagged = (sum(t[k] for t in told) for k in ("whole", "flagged_whole"))
-    value = 1 - flagged / whole if whole >= 60 else None
-    return Goal("300 K runs that stay whole without a flag of the guard", value, 0.99, whole)
+    value = 1 - flagged / whole if whole else None
+    text = "300 K runs, of groups that training has, whole without a flag of the guard"
+    return Goal(text, value, 0.99, whole, rate=True)
 
 
 def _early(summary: Summary) -> Goal:
-    """Of the guard, where something breaks: at whatever temperature."""
-    told = [g["guard"] for g in summary["groups"] if g["ensemble"] == "nvt" and g.get("guard")]
-    broke, before = (sum(t[k] for t in told) for k in ("broke", "flagged_before"))
-    value = before / broke if broke >= 20 else None
-    return Goal("runs that break flagged by the guard before they do", value, 0.95, broke)
+    """Of the guard, where something breaks. A molecule that relaxing breaks is one event, however
+    many runs begin with it; in a ramp everything is flagged, and it says nothing."""
+    events = {
+        (run["molecule"], run["cause"]) if not run["stable_ps"] else run["id"]: early(run)
+        for run in summary["runs"]
+        if run["broke"] and run["guarded"] and run["ensemble"] == "nvt" and not _ramp(run)
+    }
+    broke = len(events)
+    value = sum(events.values()) / broke if broke else None
+    text = "breaks flagged by the guard before they happen"
+    return Goal(text, value, 0.95, broke, rate=True)
+
+
+def _ramp(told: Summary) -> bool:
+    return told["end_temperature"] is not None
+
+
+def _guarded(summary: Summary) -> list[Summary]:
+    groups = summary["groups"]
+    return [g for g in groups if g["ensemble"] == "nvt" and not _ramp(g) and g.get("guard")]
 
 
 def _group(summary: Summary, scenario: str, kelvin: float, ps: float) -> Summary | None:

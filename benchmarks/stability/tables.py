@@ -192,12 +192,13 @@ def _accuracy(summaries: Sequence[Summary]) -> list[str]:
 
 
 def _goals(summary: Summary) -> list[str]:
-    words = {True: "yes", False: "no", None: "not measured"}
-    rows = [
-        f"| {g['text']} | {100 * g['limit']:g} | "
-        f"{'–' if g['value'] is None else format(100 * g['value'], '.3g')} | {words[g['met']]} |"
-        for g in summary["goals"]
-    ]
+    words = {True: "yes", False: "no", None: "not decided by so few"}
+    rows = []
+    for g in summary["goals"]:
+        value, met = "–", "not measured"
+        if g["value"] is not None:
+            value, met = f"{100 * g['value']:.3g} (of {g['runs']})", words[g["met"]]
+        rows.append(f"| {g['text']} | {100 * g['limit']:g} | {value} | {met} |")
     return [f"| goal ({summary['model']}) | %, at least | % | met |", "|---|---|---|---|", *rows]
 
 

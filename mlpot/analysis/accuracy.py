@@ -12,6 +12,7 @@ from mlpot.analysis.records import Json
 from mlpot.analysis.subjects import CalculatorModel, Subject
 from mlpot.data.record import Record, formula
 from mlpot.data.splits import fingerprint
+from mlpot.deploy.metadata import check_system
 from mlpot.errors import UnsupportedSystemError
 from mlpot.graph import batch
 from mlpot.neighbors import build_graph
@@ -82,17 +83,14 @@ def predict(
             periodic one for a calculator.
     """
     model = subject.open()
+    if isinstance(model, CalculatorModel):
+        return _ask(model, records)
     energies: list[float] = []
     forces: list[NDArray[np.float64]] = []
     for start in range(0, len(records), FRAMES):
         part = records[start : start + FRAMES]
-        for i, record in enumerate(part, start):
-            model.bind(record.numbers)  # refuses what is not covered
-            if any(record.pbc) and isinstance(model, CalculatorModel):
-                raise UnsupportedSystemError(
-                    f"frame {i} is periodic, and calculators are asked for molecules here. Leave "
-                    "such frames out"
-                )
+        for record in part:
+            check_system(model.info, record.numbers, record.charge)
         graphs = [
             build_graph(r.numbers, r.positions, model.cutoff, r.cell, r.pbc, model.dtype)
             for r in part
@@ -103,8 +101,30 @@ def predict(
         forces += np.split(found.forces.detach().cpu().double().numpy(), sizes)
     bad = next((i for i, e in enumerate(energies) if not np.isfinite(e)), None)
     if bad is not None:
-        why = getattr(model, "trouble", "") or "the energy is not a finite number"
-        raise UnsupportedSystemError(f"frame {bad} cannot be computed: {why}")
+        raise UnsupportedSystemError(
+            f"frame {bad} cannot be computed: the energy is not a finite number"
+        )
+    return np.array(energies), forces
+
+
+def _ask(
+    model: CalculatorModel, records: Sequence[Record]
+) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
+    """`predict` of a calculator, which is told the charge."""
+    energies, forces = [], []
+    for i, record in enumerate(records):
+        if any(record.pbc):
+            raise UnsupportedSystemError(
+                f"frame {i} is periodic, and calculators are asked for molecules here. Leave "
+                "such frames out"
+            )
+        try:
+            energy, force = model.evaluate(record.numbers, record.positions, record.charge)
+        except Exception as error:  # calculators raise whatever they like
+            why = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+            raise UnsupportedSystemError(f"frame {i} cannot be computed: {why}") from error
+        energies.append(energy)
+        forces.append(force)
     return np.array(energies), forces
 
 

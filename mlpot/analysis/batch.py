@@ -183,14 +183,15 @@ class _Going:
 
     def _start(self) -> Replicas:
         s, runs = self.scenario, self.batch.runs
-        relaxed = relax(self.model, [run.molecule for run in runs])
-        if self.watched is not None:
-            self.watched.given([run.molecule for run in runs])
-        self._forget_trouble()
-        starts = [
-            self._from(r, x if apart(x) else run.molecule.positions)
-            for r, (x, run) in enumerate(zip(relaxed, runs, strict=True))
+        molecules = [run.molecule for run in runs]
+        relaxed = [
+            x if apart(x) else molecule.positions
+            for x, molecule in zip(relax(self.model, molecules), molecules, strict=True)
         ]
+        if self.watched is not None:
+            self.watched.relaxed(molecules, relaxed)
+        self._forget_trouble()
+        starts = [self._from(r, x) for r, x in enumerate(relaxed)]
         if s.ensemble == "nvt":
             replicas = self._replicas(starts, s.friction)
             replicas.remove(sorted(self.endings))

@@ -8,20 +8,20 @@ bond departs from its reference mean by more than 0.5 Å. Explosion and lost hyd
 from typing import NamedTuple
 
 import numpy as np
-from ase.data import chemical_symbols, covalent_radii
+from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
+from mlpot.md.bonds import OPENED
+from mlpot.md.bonds import find_bonds as find_bonds
+
 #: Å, from its reference mean; a bond further off is broken, or crushed
-BOND_DEPARTURE = 0.5
+BOND_DEPARTURE = OPENED
 
 #: Å; a hydrogen further from every heavy atom, and that to the last frame, is lost
 HYDROGEN = 2.5
 
 #: K above the thermostat, and factor between two frames, of an explosion
 TOO_HOT, JUMP = 10_000.0, 100.0
-
-#: in sums of covalent radii; closer atoms of the first frame are bonded
-BONDED = 1.25
 
 #: how a run ended that was taken out before its time: NaN or too hot, or in pieces
 INTEGRATOR, PIECES = "integrator", "pieces"
@@ -52,14 +52,6 @@ class Verdict(NamedTuple):
     worst_frame: int  # where a bond is furthest from its reference, up to the break
     worst_bond: str
     worst_departure: float  # Å
-
-
-def find_bonds(numbers: NDArray[np.int64], positions: Reals) -> Pairs:
-    """[B, 2] pairs (i < j) closer than 1.25 sums of their covalent radii, positions [N, 3] Å."""
-    radii = covalent_radii[numbers]
-    distance = np.linalg.norm(positions[:, None] - positions[None], axis=2)
-    near = np.triu(distance < BONDED * (radii[:, None] + radii[None]), 1)
-    return np.argwhere(near)
 
 
 def bond_lengths(positions: Reals, bonds: Pairs) -> NDArray[np.float64]:

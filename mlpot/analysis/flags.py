@@ -23,7 +23,7 @@ def guarded(runs: Sequence[Json]) -> Json | None:
         return None
     broke = [one for one in mine if one["broke"]]
     whole = [one for one in mine if not one["broke"]]
-    before = [one for one in broke if _before(one)]
+    before = [one for one in broke if early(one)]
     lead = [one["stable_ps"] - one["flag"]["ps"] for one in before]
     return {
         "runs": len(mine),
@@ -37,8 +37,9 @@ def guarded(runs: Sequence[Json]) -> Json | None:
     }
 
 
-def _before(run: Json) -> bool:
-    """A flag may fall between two frames, so it brings along how far off bonds were then."""
+def early(run: Json) -> bool:
+    """Was a run flagged while all its bonds were whole? A flag may fall between two frames, so it
+    brings along how far off bonds were then."""
     flag = run["flag"]
     if flag is None or flag["ps"] > run["stable_ps"]:
         return False

@@ -29,6 +29,7 @@ from mlpot.analysis.scenarios import Planned, Scenario, plan
 from mlpot.analysis.subjects import CalculatorModel, Subject
 from mlpot.analysis.verdicts import gives_lengths
 from mlpot.data.jobs import run as run_jobs
+from mlpot.data.labellers import forget_calculator
 from mlpot.data.record import Record
 from mlpot.deploy.load import compile_ahead
 from mlpot.errors import InputError
@@ -36,6 +37,9 @@ from mlpot.md.settings import LONG
 
 #: molecules of ASE with elements that models of organic chemistry do not cover
 FOREIGN = ("SiH4", "BF3", "NaCl", "AlCl3")
+
+#: one that they do cover: a calculator that fails here too has another reason
+USUAL = "CH3CH2OH"
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,22 +219,36 @@ def work(job: Batch | Accuracy | Refusal) -> Json:
 
 
 def run_refusal(job: Refusal) -> Json:
-    """A record of kind ``refusal``."""
+    """A record of kind ``refusal``: ``refused`` is None for a calculator that computes it, or that
+    cannot do ethanol either."""
     atoms = g2_molecule(job.name)
-    message = job.subject.refuses(atoms.numbers, atoms.positions)
+    refused, message = _refused(job.subject, atoms.numbers, atoms.positions)
     model = job.subject.open()
     known = set() if isinstance(model, CalculatorModel) else set(model.info.elements)
     foreign = sorted(set(atoms.numbers.tolist()) - known)
-    accepted = None if isinstance(model, CalculatorModel) else False
     record = {
         "kind": "refusal",
         "key": job.key,
         "molecule": job.name,
         "elements": [chemical_symbols[z] for z in foreign],
-        "refused": True if message else accepted,
+        "refused": refused,
         "message": message,
     }
     return {"records": [record]}
+
+
+def _refused(
+    subject: Subject, numbers: NDArray[np.int64], positions: NDArray[np.float64]
+) -> tuple[bool | None, str]:
+    message = subject.refuses(numbers, positions)
+    if subject.labeller is None:
+        return bool(message), message
+    if not message:
+        return None, ""
+    usual = g2_molecule(USUAL)
+    why = subject.refuses(usual.numbers, usual.positions)
+    forget_calculator()  # what comes next begins with a new one, as it would without this question
+    return (None, f"it does not do {USUAL} either: {why}") if why else (True, message)
 
 
 def machine(subject: Subject) -> Json:

@@ -125,13 +125,13 @@ class CalculatorModel(DeployedModel):
         self.trouble, self.failed = "", False
 
     def evaluate(
-        self, numbers: NDArray[np.int64], positions: NDArray[np.float64]
+        self, numbers: NDArray[np.int64], positions: NDArray[np.floating], charge: int = 0
     ) -> tuple[float, NDArray[np.float64]]:
         """Energy (eV) and forces [N, 3] (eV/Å) of one structure; raises what the calculator does.
 
         It starts without memory of other structures, so that a run does not depend on them.
         """
-        result = calculate(self.labeller, Record(numbers, positions))
+        result = calculate(self.labeller, Record(numbers, positions, charge=charge))
         return result["energy"], np.array(result["forces"])
 
     def _predict(self, graph: Graph) -> Prediction:

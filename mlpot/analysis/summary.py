@@ -24,6 +24,7 @@ from mlpot.analysis.lengths import Lengths
 from mlpot.analysis.records import Folder, Json, Suite, failures_of, write_json
 from mlpot.analysis.structure import agreement, distributions
 from mlpot.analysis.verdicts import ROOM, SETTLING, Judged, judge_runs
+from mlpot.md.bonds import BONDED
 
 #: ps, after which a distribution no longer knows that the run began in a minimum
 WARM = 1.0
@@ -112,7 +113,7 @@ def _sum(folder: Folder, suite: Suite, elsewhere: Elsewhere) -> Json:
 def _rules() -> Json:
     return {
         "bond_departure_A": criteria.BOND_DEPARTURE,
-        "bonded_covalent_radii": criteria.BONDED,
+        "bonded_covalent_radii": BONDED,
         "reference_K": ROOM,
         "settling_of_distorted_ps": SETTLING,
         "lost_hydrogen_A": criteria.HYDROGEN,

@@ -32,18 +32,14 @@ class Watched:
 
         self.interval = self.guard.every
 
-    def given(self, molecules: Sequence[Molecule]) -> None:
-        """Look at the geometry that each run was given, as `mlpot md` does before it minimises:
-        a flag of it is one at 0 ps."""
-        seen: dict[str, Json | None] = {}
-        for r, molecule in enumerate(molecules):
-            if molecule.key not in seen:
-                self.guard.watch(molecule.numbers).given(molecule.positions)
-                flags = [_told(flag, molecule.positions) for flag in self.guard.flags]
-                seen[molecule.key] = flags[0] if flags else None
+    def relaxed(self, molecules: Sequence[Molecule], starts: Sequence[NDArray[np.float64]]) -> None:
+        """Look at what relaxing made of the molecule of each run, as `mlpot md` does: a bond that
+        the model has lost is flagged at 0 ps, in the geometry as given."""
+        for r, (molecule, start) in enumerate(zip(molecules, starts, strict=True)):
+            self.guard.watch(molecule.numbers).minimised(molecule.positions, start)
+            if self.guard.flags:
+                self.first[r] = _told(self.guard.flags[0], molecule.positions)
                 self.guard.flags.clear()
-            if flag := seen[molecule.key]:
-                self.first[r] = flag
 
     def attach(self, replicas: Replicas) -> None:
         """Look at them now, as `mlpot md` does at the start, and on their way."""

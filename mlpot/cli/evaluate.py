@@ -18,6 +18,7 @@ from mlpot.cli.common import (
     read_data,
     say,
 )
+from mlpot.cli.labelled import check_labelled
 
 if TYPE_CHECKING:
     from mlpot.data.record import Record
@@ -46,7 +47,7 @@ def evaluate(
 
     loaded = load(model)
     records = read_data(data, energy_key=energy_key, forces_key=forces_key, units=units)
-    _check(records, loaded)
+    check_labelled(records, loaded)
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(record.subset, []).append(record)
@@ -80,43 +81,6 @@ def evaluate(
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(numbers, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         say(f"wrote {out}")
-
-
-def _check(records: "list[Record]", model: "DeployedModel") -> None:
-    """What would give meaningless errors is refused before anything is computed."""
-    from mlpot.data.record import check_records
-    from mlpot.deploy.metadata import check_system
-    from mlpot.errors import DataError, UnsupportedSystemError
-
-    check_records(records, need_energy=False, need_forces=False)
-    if all(r.energy is None and r.forces is None for r in records):
-        raise DataError(
-            "no frame has an energy or forces, so there is nothing to compare with. Give files "
-            "of labelled structures"
-        )
-    for index, record in enumerate(records):
-        try:
-            check_system(model.info, record.numbers, record.charge)
-        except UnsupportedSystemError as error:
-            raise UnsupportedSystemError(f"frame {index} ({record.subset}): {error}") from error
-    _check_units(records, model)
-
-
-def _check_units(records: "list[Record]", model: "DeployedModel") -> None:
-    """By the model's own energies as well, which cost something, where there is a suspicion."""
-    from mlpot.data.loader import GraphLoader
-    from mlpot.data.references import check_units
-    from mlpot.errors import DataError
-
-    references = model.info.reference_energies
-    try:
-        check_units(records, references)
-    except DataError:
-        told = [r for r in records if r.energy is not None]  # or a sample might hold none
-        sample = told[:: max(1, len(told) // 200)]
-        batches = GraphLoader(sample, model.cutoff, shuffle=False, dtype=model.dtype)
-        energies = [float(e) for batch in batches for e in model.predict(batch.graph).energy]
-        check_units(sample, references, energies)
 
 
 def _errors(model: "DeployedModel", records: "list[Record]") -> "Errors":

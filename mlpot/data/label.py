@@ -149,10 +149,11 @@ def _collect(
 def to_atoms(record: Record) -> Atoms:
     """ASE atoms with the total charge where calculators look for it."""
     atoms = Atoms(record.numbers, record.positions, cell=record.cell, pbc=record.pbc)
+    # Most calculators sum the initial charges; ours and some others read info, torchmd-net's
+    # without a word for none.
+    atoms.info["charge"] = record.charge
     if record.charge:
-        # Most calculators sum the initial charges; ours and some others read info.
         atoms.set_initial_charges(np.full(len(atoms), record.charge / len(atoms)))
-        atoms.info["charge"] = record.charge
     return atoms
 
 

@@ -18,8 +18,8 @@ A hydrogen leaves its bond in less than 10 fs. So between checks, every `look` s
 pairs are looked at, which takes no network; one that is above `sure` by itself makes it a check.
 
 A model may lose a bond that it has never seen while a geometry is minimised, and the pieces may
-look known. `mlpot md` grades the geometry as it was given too; a script that minimises before it
-attaches the guard does so with `guard.watch(numbers).given(positions)`.
+look known. `mlpot md` flags that; a script that minimises asks for it with
+`guard.watch(numbers).minimised(given, now)`.
 """
 
 from collections.abc import Callable

@@ -14,6 +14,7 @@ from rich.console import Console
 from mlpot import __version__
 from mlpot.deploy.load import load
 from mlpot.errors import MLPotError, UnsupportedSystemError
+from mlpot.md.bonds import opened
 from mlpot.md.guard import ExtrapolationError, ReplicaGuard, make_guard
 from mlpot.md.plot_replicas import plot_replicas
 from mlpot.md.replicas import Replicas
@@ -93,6 +94,9 @@ class ReplicaRun:
             self._one.minimize(MINIMIZE)
             gained = before - self._one.potential[0]
             self.report(f"minimised, which lowered the energy by {gained:.3f} eV")
+            given = self.structure.positions
+            if lost := opened(self.structure.numbers, given, self._one.positions[0]):
+                self.report(f"minimising opened a bond, so the model does not know it: {lost}")
         start_folder(self.folder)
         write_pdb(self.files["topology"], self.structure, self.structure.positions)
         self.replicas = self._systems(s.replicas, self._one.positions[0])
@@ -141,8 +145,8 @@ class ReplicaRun:
         self._record(bar, log, trajectories)
         if self.guard is not None:
             if s.minimize:
-                guard = self.guard.guard
-                guard.watch(self.structure.numbers).given(self.structure.positions)
+                watch = self.guard.guard.watch(self.structure.numbers)
+                watch.minimised(self.structure.positions, self._one.positions[0])
             self.guard(self.replicas)
             self._tell(set())
         while bar.done < s.steps:

@@ -14,6 +14,7 @@ from rich.console import Console
 from mlpot import __version__
 from mlpot.deploy.load import compile_ahead
 from mlpot.errors import InputError, MLPotError
+from mlpot.md.bonds import opened
 from mlpot.md.guard import ExtrapolationError, make_guard
 from mlpot.md.hosts import HOSTS, Host
 from mlpot.md.plot import plot_log
@@ -161,6 +162,9 @@ class _Run:
             self.host.minimize(MINIMIZE)
             gained = before - self.host.energies()[0]
             self.report(f"minimised, which lowered the energy by {gained:.3f} eV")
+            given = self.structure.positions
+            if lost := opened(self.structure.numbers, given, self.host.positions()):
+                self.report(f"minimising opened a bond, so the model does not know it: {lost}")
         start_folder(self.folder)
         write_pdb(self.files["topology"], self.structure, self.structure.positions)
         self.host.set_velocities(maxwell_boltzmann(self.structure.masses, s.temperature, s.seed))
@@ -192,7 +196,8 @@ class _Run:
         s = self.settings
         self._record(bar, log, trajectory)
         if s.minimize and self.watch is not None:
-            self.watch.given(self.structure.positions, self.structure.box)
+            given = self.structure.positions
+            self.watch.minimised(given, self.host.positions(), self.structure.box)
         self._look(0)
         while bar.done < s.steps:
             to_frame = s.report_interval - bar.done % s.report_interval

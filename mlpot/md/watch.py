@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from mlpot.deploy.engines import DeployedModel
 from mlpot.deploy.grader import BoundGrader, FeatureGrader, Grader
 from mlpot.errors import InputError, MLPotError
+from mlpot.md.bonds import opened
 from mlpot.md.flagged import FlaggedFrames
 
 POLICIES = ("warn", "save", "stop")
@@ -45,8 +46,7 @@ class Flag(NamedTuple):
     symbol: str
     grade: float
     system: int | None = None  # of several replicas
-    reason: str = ""  # a length between two atoms, if that alone is reason enough
-    where: str = ""  # ends the sentence
+    reason: str = ""  # a length between two atoms, if that alone is reason enough; a lost bond
 
     def describe(self, model: str) -> str:
         """As one clause."""
@@ -54,7 +54,7 @@ class Flag(NamedTuple):
         return (
             f"{whose}atom {self.atom} ({self.symbol}) left what {model} was trained on: "
             f"extrapolation grade {self.grade:.2f} at step {self.step:,} ({self.time:.6g} ps)"
-            f"{self.reason and f', {self.reason}'}{self.where}"
+            f"{self.reason and f', {self.reason}'}"
         )
 
 
@@ -216,16 +216,35 @@ class Watch:
         self.observe(grades, step, time, positions, cell)
         return grades
 
-    def given(self, positions: ArrayLike, cell: ArrayLike | None = None) -> None:
-        """`check` of a geometry as it is given, before it is minimised; only a grade above
-        ``sure`` counts.
+    def minimised(
+        self,
+        given: NDArray[np.float64],
+        now: NDArray[np.float64],
+        cell: ArrayLike | None = None,
+    ) -> None:
+        """A geometry was minimised before the first step; [N, 3] Å as given and now.
 
         On the way down a model may lose a bond that it has not seen, and the fragments may look
-        known.
+        known. So a bond that opened, with an atom that was above the line as given, is flagged,
+        and the frame is the one as given. A bad contact or a short bond that was mended is not.
+
+        Raises:
+            ExtrapolationError: with the policy ``stop``.
         """
-        grades = self._grade(positions, cell)
-        if grades.max() > self.guard.sure:
-            self.observe(grades, 0, 0.0, positions, cell, ", in the geometry as it was given")
+        lost, guard = opened(self._grade.numbers, given, now), self.guard
+        if lost is None:
+            return
+        grades = self._grade(given, cell)
+        atom = max(lost.atoms, key=lambda i: float(grades[i]))
+        if not grades[atom] > guard.line:
+            return
+        grade, symbol = float(grades[atom]), chemical_symbols[self._grade.numbers[atom]]
+        guard.largest = max(guard.largest, (grade, 0, self.system, atom), key=_by)
+        guard.flags.append(Flag(0, 0.0, atom, symbol, grade, self.system, f"bond {lost}"))
+        if guard.saved is not None:
+            box = None if cell is None else np.array(cell)
+            self._write(0, 0.0, np.array(given), grades, box)
+        self._act(guard.flags[-1])
 
     def observe(
         self,
@@ -234,9 +253,8 @@ class Watch:
         time: float,
         positions: ArrayLike,
         cell: ArrayLike | None = None,
-        where: str = "",
     ) -> None:
-        """`check`, with grades [N] that are known already; ``where`` ends a flag's sentence."""
+        """`check`, with grades [N] that are known already."""
         guard = self.guard
         atom = int(grades.argmax())
         guard.largest = max(guard.largest, (float(grades[atom]), step, self.system, atom), key=_by)
@@ -258,7 +276,7 @@ class Watch:
                 atom = int(np.where(patient, grades, -1.0).argmax())
             symbol = chemical_symbols[self._grade.numbers[atom]]
             told = self.system, self._reason(atom, positions, cell)
-            guard.flags.append(Flag(step, time, atom, symbol, float(grades[atom]), *told, where))
+            guard.flags.append(Flag(step, time, atom, symbol, float(grades[atom]), *told))
         if self.outside:
             self._save()
         if begun:

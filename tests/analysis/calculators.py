@@ -56,3 +56,28 @@ class Harmonic(Calculator):
         if self.nan_after and call > self.nan_after:
             energy = np.nan
         self.results = {"energy": energy, "forces": forces}
+
+
+class Lost(Calculator):
+    """Raises for every molecule, for a reason of its own."""
+
+    implemented_properties = ["energy", "forces"]
+
+    def calculate(self, *given: Any, **more: Any) -> None:
+        raise RuntimeError("the disk is full")
+
+
+class Charged(Calculator):
+    """The energy is the charge, in eV."""
+
+    implemented_properties = ["energy", "forces"]
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: list[str] | None = None,
+        system_changes: list[str] = all_changes,
+    ) -> None:
+        super().calculate(atoms, properties, system_changes)
+        charge = float(self.atoms.get_initial_charges().sum())
+        self.results = {"energy": charge, "forces": np.zeros((len(self.atoms), 3))}

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ase.io
 import numpy as np
 import pytest
 import typer
@@ -23,10 +24,11 @@ from mlpot.analysis.elsewhere import Elsewhere
 from mlpot.analysis.molecules import DEFAULT, read_molecules
 from mlpot.analysis.records import Folder
 from mlpot.analysis.stability import Content, run
-from mlpot.analysis.subjects import Subject
+from mlpot.analysis.subjects import Subject, subject
 from mlpot.analysis.summary import analyze
 from mlpot.cli.common import Group
-from mlpot.cli.stability import _content, show, stability
+from mlpot.cli.stability import _content, _labelled, _reference, show, stability
+from mlpot.errors import DataError
 from tests.analysis.conftest import HARMONIC, ROOT
 
 Bench = Callable[..., dict[str, Any]]
@@ -79,11 +81,52 @@ def test_errors_are_one_line(soft: Subject, tmp_path: Path) -> None:
 
 def test_a_reference_and_labelled_frames(tmp_path: Path) -> None:
     frames = ROOT / "examples" / "aspirin_60_frames.xyz"
-    content = _content("dev", ["CCO"], frames, 500.0, [frames])
+    labelled = _labelled(subject("pretrained-visnet", engine="eager"), [frames], {})
+    content = _content("dev", ["CCO"], frames, 500.0, labelled)
     (name,) = content.references or {}
     assert [m.name for m in content.molecules if m.set == "reference"] == [name]
     assert (content.references or {})[name].temperature == 500.0
     assert len((content.accuracy or {})["aspirin_60_frames.xyz"]) == 60
+
+
+def test_labelled_frames_that_would_give_meaningless_errors(soft: Subject, tmp_path: Path) -> None:
+    def write(name: str, key: str = "energy", unit: float = 1.0, **more: Any) -> Path:
+        frames = ase.io.read(ROOT / "examples" / "aspirin_60_frames.xyz", ":5")
+        for i, atoms in enumerate(frames):
+            told = atoms.calc.results
+            atoms.calc = None
+            atoms.info |= {key: unit * told["energy"], **more}
+            atoms.positions += 0.01 * i
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        ase.io.write(path, frames)
+        return path
+
+    out = ("--out", tmp_path / "out", "--workers", 0)
+    for path, says in (
+        (write("ion.xyz", charge=-1), "charge"),
+        (write("named.xyz", key="REF_energy"), "--energy-key"),
+    ):
+        assert says in error(soft.model, *out, "--data", path)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(DataError, match="Hartree|hartree"):
+        _labelled(subject("pretrained-visnet", engine="eager"), [write("h.xyz", unit=1 / 27.2)], {})
+    same = [write("a/test.xyz"), write("b/test.xyz"), write("c/other.xyz")]
+    found = _labelled(soft, same, {})
+    assert list(found) == [str(same[0]), str(same[1]), "other.xyz"]
+    named = _labelled(soft, [tmp_path / "named.xyz"], {"energy_key": "REF_energy"})
+    assert named["named.xyz"][0].energy is not None
+
+
+def test_a_reference_in_a_box_is_refused(tmp_path: Path) -> None:
+    """Wrapped frames have no bonds where they leave the box, and the model would be blamed."""
+    frames = ase.io.read(ROOT / "examples" / "aspirin_60_frames.xyz", ":2")
+    for atoms in frames:
+        atoms.set_cell([12.0] * 3)
+        atoms.pbc = True
+    ase.io.write(tmp_path / "box.xyz", frames)
+    with pytest.raises(DataError, match="without a box"):
+        _reference(tmp_path / "box.xyz", 300.0)
 
 
 def test_molecules_that_come_with_mlpot() -> None:
@@ -340,9 +383,9 @@ def test_render_writes_the_page_and_never_of_the_dev_mode_the_readme(
 
 def test_goals_count_only_what_is_long_enough() -> None:
     def summary(share: float, ps: float, runs: int) -> dict:
-        group = {"scenario": "ladder", "temperature": 1000.0, "picoseconds": ps, "runs": runs}
-        group["ensemble"] = "nvt"
-        return {"groups": [{**group, "fraction": [share, 0.0, 1.0]}], "refusals": []}
+        group: dict = {"scenario": "ladder", "temperature": 1000.0, "picoseconds": ps, "runs": runs}
+        group |= {"ensemble": "nvt", "end_temperature": None, "fraction": [share, 0.0, 1.0]}
+        return {"groups": [group], "refusals": [], "runs": []}
 
     def met(*of: float) -> bool | None:
         return goals(summary(*of))[2].met  # type: ignore[arg-type]

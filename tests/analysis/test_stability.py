@@ -482,6 +482,43 @@ def test_ases_own_emt_runs(tmp_path: Path) -> None:
     assert refused["NaCl"] is True  # EMT says so itself
 
 
+def test_torchmd_nets_own_calculator_runs(tmp_path: Path) -> None:
+    """It reads the charge where most calculators do not, and raises where there is none."""
+    pytest.importorskip("torchmdnet", reason="torchmd-net is not installed")
+    from benchmarks.speed.peers.torchmdnet import checkpoint
+
+    scenario = Scenario("ladder", ("standard",), (300.0,), 0.002, interval=1.0)
+    content = Content([scenario], [small("H2O")])
+    with checkpoint("TensorNet 2x64") as file:
+        peer = subject("torchmdnet.calculators:TMDNETCalculator", {"model_file": str(file)})
+        summary = analyze(run(peer, content, tmp_path / "s").path)
+    assert not summary["failed"] and summary["groups"][0]["runs"] == 1
+    assert all(r["refused"] is None for r in summary["refusals"])  # it takes any element
+
+
+def test_a_calculator_that_cannot_do_ethanol_has_refused_nothing() -> None:
+    job = stability.Refusal(subject("tests.analysis.calculators:Lost"), "SiH4")
+    (record,) = stability.run_refusal(job)["records"]
+    assert record["refused"] is None
+    assert record["message"] == "it does not do CH3CH2OH either: RuntimeError: the disk is full"
+
+
+def test_a_calculator_is_told_the_charge_of_labelled_frames() -> None:
+    acetate = small("CH3COOH")
+    frames = [
+        Record(acetate.numbers, acetate.positions, charge=q, energy=float(q)) for q in (0, -1, 2)
+    ]
+    energies, _ = predict(subject("tests.analysis.calculators:Charged"), frames)
+    assert energies.tolist() == [0.0, -1.0, 2.0]
+
+
+def test_a_model_does_not_take_charged_frames_for_neutral_ones(soft: Subject) -> None:
+    water = small("H2O")
+    frame = Record(water.numbers, water.positions, charge=-1, energy=0.0)
+    with pytest.raises(UnsupportedSystemError, match="total charge is -1"):
+        predict(soft, [frame])
+
+
 def test_energy_is_conserved_or_not_as_the_time_step_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

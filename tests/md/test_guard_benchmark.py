@@ -331,13 +331,13 @@ def test_the_readme_is_told_what_there_is(tmp_path: Path, monkeypatch: pytest.Mo
     hot = {**run, "temperature": 1000.0, "flag": {}}
     torn = {**hot, "broke": True}
     short = {**hot, "temperature": 1200.0, "picoseconds": 10.0}
-    (tmp_path / "ladder.json").write_text(json.dumps({"runs": [cold, hot, torn, short]}))
+    odd = {**cold, "scenario": "groups", "picoseconds": 10.0, "flag": {}}
+    (tmp_path / "ladder.json").write_text(json.dumps({"runs": [cold, hot, torn, short, odd]}))
     monkeypatch.setattr(brief, "LADDER", tmp_path / "ladder.json")
-    shares = "0 of 1 at 300 K (20 ps), 1 of 1 at 1000 K (20 ps), 1 of 1 at 1200 K (10 ps)."
-    assert (
-        f"looked on at, stayed whole and were flagged all the same: {shares}"
-        in brief.lines(tmp_path)[-1]
-    )
+    shares = "0 of 1 at 300 K (20 ps), 1 of 1 at 1000 K (20 ps), 1 of 1 at 1200 K (10 ps)"
+    told = brief.lines(tmp_path)[-1]
+    assert f"whole and were flagged all the same, unseen molecules: {shares}; " in told
+    assert "groups that training has not: 1 of 1 at 300 K (10 ps). Hot" in told
     monkeypatch.setattr(brief, "RESULTS", tmp_path)
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{brief.START}\n{brief.END}\nafter\n")
