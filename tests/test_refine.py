@@ -737,6 +737,22 @@ def test_a_folder_of_another_refinement_is_left_alone(
         refine(structure, start, tmp_path)
 
 
+def test_two_processes_do_not_refine_in_one_folder(
+    whole: tuple, structure: Structure, start: Path, tmp_path: Path
+) -> None:
+    """Each would overwrite the other's rounds, without a word."""
+    with recording.alone(whole[0]), pytest.raises(InputError, match="another process refines"):
+        refine(structure, start, whole[0])
+    assert refine(structure, start, whole[0]) == whole[1]
+    assert not list(whole[0].glob(".lock"))
+    with pytest.raises(ZeroDivisionError), recording.alone(tmp_path / "new"):
+        raise ZeroDivisionError
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="is a file"), recording.alone(tmp_path / "file"):
+        pass
+
+
 # --- the command ---------------------------------------------------------------------------------
 
 app = typer.Typer(cls=Group)

@@ -9,7 +9,9 @@ from typing import Any
 import typer
 
 from benchmarks.accuracy.experiment import fill, read_results
-from benchmarks.guard.calibrate import GOAL, OURS, shown
+from benchmarks.guard.areas import GOAL, shown
+from benchmarks.guard.areas import verdict as reached
+from benchmarks.guard.calibrate import OURS
 from benchmarks.guard.runs import RESULTS, ROOT, verdict
 
 Json = dict[str, Any]
@@ -42,10 +44,20 @@ def _calibration(result: Json) -> list[str]:
     told = []
     for part, what in of.items():
         row = result[part]["auc"][OURS]
-        areas = f"{shown(row['frame'])} of frames, {shown(row['atom'])} of atoms"
-        met = "met" if all((row[k] or 0) >= GOAL for k in ("frame", "atom")) else "missed"
-        told.append(f"{large}, {what}: ROC-AUC {areas}; the goal of {GOAL:g} is {met}.")
+        areas = f"{_area(row, 'frame')} of frames, {_area(row, 'atom')} of atoms"
+        told.append(f"{large}, {what}: ROC-AUC {areas}; the goal of {GOAL:g} is {reached(row)}.")
+    sizes = [result[part]["bytes"] / 1000 for part in of]
+    told.append(
+        f"- Statistics in the model's file: {sizes[1]:.0f} kB of the shipped model, "
+        f"{sizes[0]:.0f} kB of the fine-tuned one."
+    )
     return told
+
+
+def _area(row: Json, kind: str) -> str:
+    """'0.922 (0.89 to 0.95)'"""
+    ends = row.get(f"{kind}_interval")
+    return shown(row[kind]) + (f" ({shown(ends[0])} to {shown(ends[1])})" if ends else "")
 
 
 def _runs(result: Json) -> list[str]:

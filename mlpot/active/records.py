@@ -2,12 +2,14 @@
 the stage is done, so a killed run starts the stage it was in, and no earlier one, again."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import ase.io
 from ase import Atoms
+from filelock import FileLock, Timeout
 
 from mlpot.data.formats.common import replacing
 from mlpot.errors import DataError, InputError
@@ -15,6 +17,7 @@ from mlpot.models.checkpoint import write_atomically
 
 ROUNDS = "rounds.json"
 MODEL = "model.safetensors"
+LOCK = ".lock"
 
 #: what older journals do not say of what was asked
 _LATER = {"forces"}
@@ -106,6 +109,35 @@ class Journal:
         names = [n for n in [*new, *old] if old.get(n) != new.get(n)]
         name = names[0] if names else "unknown"
         return f"{name}: {old.get(name)!s:.80} there, {new.get(name)!s:.80} here"
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Nobody else works in a folder. The system lifts it when the process ends, however it ends.
+
+    Raises:
+        InputError: another process does.
+    """
+    made = not out.exists()
+    if out.is_file():
+        raise InputError(f"{out} is a file. Choose a folder for the refinement with --out")
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(
+            f"{out}: another process refines there. Wait until it has finished, or choose another "
+            "folder with --out"
+        ) from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows keeps what is open
+            (out / LOCK).unlink()
+        lock.release()
+        if made and not any(out.iterdir()):  # nothing came of it
+            out.rmdir()
 
 
 def write_json(path: Path, content: Any) -> None:

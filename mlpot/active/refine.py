@@ -27,6 +27,7 @@ from mlpot.active.records import (
     MODEL,
     Journal,
     RoundFiles,
+    alone,
     read_frames,
     read_json,
     write_frames,
@@ -94,29 +95,30 @@ def refine(
         what is in ``rounds.json``.
 
     Raises:
-        InputError: options, data or a folder that cannot be used.
+        InputError: options, data or a folder that cannot be used, or that another process uses.
         DataError: no frame of a round could be labelled.
     """
     config = config.model_copy(update={"level": labeller.level})
     start = check_start(structure, model, labeller, config, data, probing=scheduler is None)
+    out = Path(out)
     asked = {"settings": settings.told(), "recipe": config.model_dump(mode="json"), **start.asked}
     described = {"model": start.info.name, "level": labeller.level, "mlpot": __version__}
-    loop = _Loop(
-        structure=structure,
-        labeller=labeller,
-        settings=settings,
-        config=config,
-        out=Path(out),
-        start=start,
-        data=list(data),
-        journal=Journal(Path(out), asked, described),
-        where={"workers": workers, "scheduler": scheduler, "retry": retry},
-        progress=progress,
-        report=report,
-        console=console,
-        watching=watching,
-    )
-    return loop.go()
+    with alone(out):
+        return _Loop(
+            structure=structure,
+            labeller=labeller,
+            settings=settings,
+            config=config,
+            out=out,
+            start=start,
+            data=list(data),
+            journal=Journal(out, asked, described),
+            where={"workers": workers, "scheduler": scheduler, "retry": retry},
+            progress=progress,
+            report=report,
+            console=console,
+            watching=watching,
+        ).go()
 
 
 @dataclass

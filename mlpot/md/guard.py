@@ -12,7 +12,8 @@ flag is raised only if one atom is above the line in `checks` checks in a row, o
 
 Several models, with commas between, are a committee: the grade of an atom is then the larger of
 that of the first model's features and that of their disagreement about its force
-(`make_guard`, `mlpot.deploy.grader.make_grader`).
+(`make_guard`, `mlpot.deploy.grader.make_grader`). Each of them costs a call, so a committee of n is
+asked every n times as many steps.
 
 A hydrogen leaves its bond in less than 10 fs. So between checks, every `look` steps, the lengths of
 pairs are looked at, which takes no network; one that is above `sure` by itself makes it a check.

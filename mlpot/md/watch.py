@@ -67,7 +67,8 @@ class Guard:
         policy: ``warn`` reports; ``save`` also keeps the frames above the line; ``stop`` keeps
             them and raises `ExtrapolationError`.
         save_to: extended XYZ file for these frames, ready for `mlpot label`; added to if it exists.
-        interval: steps between checks.
+        interval: steps between checks; None is 100 for a model, and as many times that as a
+            committee has members, so that it costs no more.
         look: steps between looks at lengths alone, if it divides the interval.
         line, checks, sure: the rule above, in grades.
         report: told, in a sentence, of every excursion.
@@ -87,13 +88,17 @@ class Guard:
         policy: Literal["warn", "save", "stop"] = "warn",
         *,
         save_to: str | Path = "extrapolated.xyz",
-        interval: int = INTERVAL,
+        interval: int | None = None,
         look: int = LOOK,
         line: float = 1.0,
         checks: int = CHECKS,
         sure: float = SURE,
         report: Callable[[str], Any] = print,
     ):
+        self.grader = model if isinstance(model, Grader) else FeatureGrader(model)
+        if interval is None:
+            committee = self.grader.committee
+            interval = INTERVAL * (len(committee["members"]) if committee else 1)
         if policy not in POLICIES:
             raise InputError(f"guard must be one of {', '.join(POLICIES)}, got {policy!r}")
         if not (min(interval, look, checks) >= 1 and 0 < line <= sure):
@@ -101,7 +106,6 @@ class Guard:
                 "the guard needs interval, look and checks of at least 1, and 0 < line <= sure; "
                 f"got interval {interval}, look {look}, checks {checks}, line {line}, sure {sure}"
             )
-        self.grader = model if isinstance(model, Grader) else FeatureGrader(model)
         self.policy, self.interval, self.report = policy, interval, report
         self.every = look if self.grader.sees_lengths and interval % look == 0 else interval
         self.line, self.checks, self.sure = line, checks, sure

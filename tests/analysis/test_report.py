@@ -1,5 +1,6 @@
 """The page: complete, in one file, and drawn by a browser without a complaint."""
 
+import html
 import json
 import math
 import os
@@ -508,9 +509,16 @@ addEventListener("load", () => {
     select.dispatchEvent(new Event("change"));
   }
   const page = document.documentElement;
+  page.dataset.width = innerWidth;
   if (page.scrollWidth > innerWidth) note(`${page.scrollWidth} pixels wide`);
+  setTimeout(() => parent.postMessage(page.outerHTML, "*"), 25000);
 });
 </script>"""
+
+#: windows are never narrower than 500 pixels, frames are; shows the page in it as text
+_PHONE = """<!doctype html><script>
+addEventListener("message", (event) => { document.body.textContent = event.data; });
+</script><body><iframe src="page.html" style="width: {width}px; height: 900px; border: 0">"""
 
 
 @pytest.fixture
@@ -523,16 +531,18 @@ def chrome() -> str:
 
 def opened(chrome: str, text: str, tmp_path: Path, width: int) -> tuple[str, Tags]:
     """What went wrong, if anything, and the page as the browser has made it."""
-    path = tmp_path / "page.html"
-    path.write_text(text.replace("<title>", f"{_WATCH}<title>", 1), encoding="utf-8")
+    inside, path = tmp_path / "page.html", tmp_path / "phone.html"
+    inside.write_text(text.replace("<title>", f"{_WATCH}<title>", 1), encoding="utf-8")
+    path.write_text(_PHONE.replace("{width}", str(width)), encoding="utf-8")
     words = ["--headless", "--no-sandbox", "--disable-gpu", "--use-angle=swiftshader"]
     words += ["--enable-unsafe-swiftshader", f"--user-data-dir={tmp_path / 'profile'}"]
-    words += [f"--window-size={width},900", "--virtual-time-budget=30000", "--dump-dom"]
+    words += ["--window-size=1400,1000", "--virtual-time-budget=30000", "--dump-dom"]
     done = subprocess.run(
         [chrome, *words, path.as_uri()], capture_output=True, text=True, timeout=300
     )
-    tags = Tags(done.stdout)
+    tags = Tags(html.unescape(done.stdout.split("<body>", 1)[1]))
     (root,) = [a for tag, a in tags.found if tag == "html"]
+    assert root["data-width"] == str(width)
     return root.get("data-errors") or "", tags
 
 

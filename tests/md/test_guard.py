@@ -416,7 +416,8 @@ def test_several_guard_models_are_a_committee(members: list[Path], tmp_path: Pat
         assert watch.check(step, 0.0, moved) == pytest.approx(np.maximum(*parts), rel=1e-4)
         largest += (parts[0] > parts[1]).tolist()
     assert any(largest) and not all(largest)
-    assert guard.every == LOOK
+    assert guard.every == LOOK and guard.interval == 2 * INTERVAL  # two models, the same cost
+    assert Guard(members[0]).interval == INTERVAL and Guard(guard.grader, interval=7).interval == 7
     atoms.set_distance(0, 6, 1.6, fix=0)
     assert guard.grader.bind(atoms.numbers).torn(atoms.positions, None, 6) is not None
 

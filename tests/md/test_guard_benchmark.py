@@ -1,6 +1,7 @@
 """benchmarks/guard: reports are of the product's grade, and say what was measured with what."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from benchmarks.guard import brief, calibrate, cost, runs, simulated
+from benchmarks.guard.areas import auc, blocks, interval, molecules, verdict
 from benchmarks.guard.calibrate import JOINED, OURS, areas, file_of, page, settings_of
 from benchmarks.guard.features import Atoms, look
 from benchmarks.guard.parts import Part, find
@@ -64,6 +66,42 @@ def test_a_frame_is_graded_by_its_worst_atom_as_the_guard_does() -> None:
     inside = atoms._replace(error=np.full(40, 0.1))
     found = areas([atoms.grade], [atoms], inside)
     assert found["frame"] == 1.0 and found["frame_rms"] == 0.0
+
+
+def test_intervals_of_areas_are_over_molecules() -> None:
+    """As wide as many frames of few molecules are; half where nothing is told apart."""
+    rng = np.random.default_rng(0)
+    positive = rng.random(4000) < 0.3
+    score = rng.standard_normal(4000) + 1.5 * positive
+    alone = interval(score, positive, np.arange(4000))
+    assert alone is not None and alone[0] < auc(score, positive) < alone[1]  # type: ignore[operator]
+    yes, no = int(positive.sum()), int((~positive).sum())
+    area = auc(score, positive) or 0.0
+    q = area / (2 - area), 2 * area**2 / (1 + area)  # Hanley and McNeil, Radiology 143, 29 (1982)
+    variance = area * (1 - area) + (yes - 1) * (q[0] - area**2) + (no - 1) * (q[1] - area**2)
+    error = np.sqrt(variance / (yes * no))
+    assert (alone[1] - alone[0]) / (2 * 1.96) == pytest.approx(error, rel=0.15)
+    copied = [np.repeat(x[:400], 10) for x in (score, positive)]
+    tens = interval(*copied, np.repeat(np.arange(400), 10))  # ten of the same say what one does
+    assert tens is not None
+    assert (tens[1] - tens[0]) / (alone[1] - alone[0]) == pytest.approx(np.sqrt(10), rel=0.2)
+    same = interval(np.ones(40), positive[:40], np.arange(40))
+    assert same == [0.5, 0.5]
+    assert interval(score, np.zeros(4000, dtype=bool), np.arange(4000)) is None
+
+
+def test_the_goal_of_areas_needs_their_intervals() -> None:
+    def told(frame: float, *ends: float) -> str:
+        return verdict({"frame": frame, "atom": 0.95, "frame_interval": list(ends) or None})
+
+    assert told(0.89) == "missed" and told(0.92) == "met" and told(0.95, 0.91, 0.97) == "met"
+    assert told(0.92, 0.88, 0.95) == "met by these values, and not by their whole intervals"
+
+
+def test_what_resembles_each_other() -> None:
+    records = [replace(r, group=g) for r, g in zip(frames(4, 0.1), "abab", strict=True)]
+    assert molecules(records, 5).tolist() == [5, 6, 5, 6]
+    assert blocks(frames(27, 0.1)).tolist() == [0] * 13 + [1] * 13 + [2]
 
 
 def test_the_grade_is_that_of_the_statistics_in_the_file(
@@ -124,8 +162,10 @@ def test_the_committees_grade_is_that_of_the_product(guarded: Path, tmp_path: Pa
 def test_the_page_says_what_it_is_of(
     guarded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    area = {"atom": 0.91, "frame": 0.92, "frame_rms": 0.93, "frame_interval": [0.88, 0.95]}
     part: dict[str, Any] = {
-        "auc": {OURS: {"atom": 0.91, "frame": 0.92, "frame_rms": 0.93}},
+        "auc": {OURS: area},
+        "bytes": 8123,
         "asked": {"atoms": 1000, "frames": 40},
         "large": {"atoms": 0.1, "frames": 0.2},
         "above": {"test": {"frames": 40, "median": 0.4, "above_1": 0.5} | {"above_1.5": 0.0}},
@@ -145,6 +185,9 @@ def test_the_page_says_what_it_is_of(
     told = {"settings": settings, "commit": "abc+", "machine": "x86", "acac": part}
     text = page(told | {"druglike": part})
     assert f"| {OURS} | 0.910 | 0.920 | 0.930 | 0.910 | 0.920 | 0.930 |" in text
+    assert (
+        "intervals of the grade's: 0.880 to 0.950 (frame). Statistics in the file: 8.1 kB" in text
+    )
     sha = load_potential(guarded)[1].sha256
     assert f"guarded {sha[:8]}. Commit abc+; x86." in text
     assert file_of("dev", "guarded").name == "calibration-dev-guarded.json"
@@ -291,7 +334,7 @@ def test_the_cost_of_watching_replicas(guarded: Path, monkeypatch: pytest.Monkey
 def test_the_readme_is_told_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of made-up results: the product's row and no other, both rates side by side, cost."""
     area = {"atom": 0.91, "frame": 0.95, "frame_rms": None}
-    part = {"auc": {OURS: area, "another": {**area, "frame": 0.5}}}
+    part = {"auc": {OURS: area, "another": {**area, "frame": 0.5}}, "bytes": 8123}
     model = {"name": "shipped"}
     calibration = {"settings": {"model": model, "large": 3.0}, "acac": part, "druglike": part}
     row = {"molecule": "a", "kelvin": 300.0, "runs": 20, "broken": 0, "flagged_but_whole": 1}
@@ -306,7 +349,8 @@ def test_the_readme_is_told_what_there_is(tmp_path: Path, monkeypatch: pytest.Mo
     large = {"cost_percent": 2.0, "openmm_percent": 3.0, "replicas_percent": 2.0, "atoms": 99}
     costs = {"rows": {"CCO": {**shares, "atoms": 9}, "large": large}}
     (tmp_path / "cost.json").write_text(json.dumps(costs))
-    acac, druglike, calm, warm, cost_line = brief.lines(tmp_path)
+    acac, druglike, sizes, calm, warm, cost_line = brief.lines(tmp_path)
+    assert "8 kB of the shipped model, 8 kB of the fine-tuned one" in sizes
     assert "3 times" in acac and "0.950 of frames, 0.910 of atoms; the goal of 0.9 is met" in acac
     assert "shipped, held-out molecules" in druglike and "0.500" not in acac + druglike
     assert (
@@ -342,7 +386,7 @@ def test_the_readme_is_told_what_there_is(tmp_path: Path, monkeypatch: pytest.Mo
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{brief.START}\n{brief.END}\nafter\n")
     brief.main(readme)
-    assert readme.read_text().count("\n- ") == 6
+    assert readme.read_text().count("\n- ") == 7
 
 
 def test_the_readme_holds_what_was_measured() -> None:
