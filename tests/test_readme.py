@@ -23,9 +23,10 @@ CONSOLE = re.findall(r"^\$ (.*?)\s*(?:#.*)?$", README, flags=re.M)
 
 
 def stability_block(folder: Path) -> str:
+    from benchmarks.stability.__main__ import read_results
     from benchmarks.stability.brief import brief
 
-    return brief([json.loads((folder / "pretrained-visnet-standard.json").read_text())])
+    return brief(read_results("standard"))
 
 
 def headline_block(folder: Path) -> str:

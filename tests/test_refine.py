@@ -737,8 +737,16 @@ def test_a_folder_of_another_refinement_is_left_alone(
         refine(structure, start, tmp_path)
 
 
+def _raise(error: Exception) -> None:
+    raise error
+
+
 def test_two_processes_do_not_refine_in_one_folder(
-    whole: tuple, structure: Structure, start: Path, tmp_path: Path
+    whole: tuple,
+    structure: Structure,
+    start: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each would overwrite the other's rounds, without a word."""
     with recording.alone(whole[0]), pytest.raises(InputError, match="another process refines"):
@@ -747,6 +755,10 @@ def test_two_processes_do_not_refine_in_one_folder(
     assert not list(whole[0].glob(".lock"))
     with pytest.raises(ZeroDivisionError), recording.alone(tmp_path / "new"):
         raise ZeroDivisionError
+    assert not (tmp_path / "new").exists()
+    monkeypatch.setattr(recording.FileLock, "acquire", lambda self: _raise(OSError(37, "no locks")))
+    with pytest.warns(UserWarning, match="cannot lock files"), recording.alone(tmp_path / "new"):
+        assert (tmp_path / "new").is_dir()
     assert not (tmp_path / "new").exists()
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is a file"), recording.alone(tmp_path / "file"):

@@ -64,6 +64,8 @@ def verdict(row: dict) -> str:
     kinds = ("frame", "atom")
     if not all((row[k] or 0) >= GOAL for k in kinds):
         return "missed"
-    ends = [row[f"{k}_interval"] for k in kinds if row.get(f"{k}_interval")]
-    sure = all(low >= GOAL for low, _ in ends)
+    ends = [row.get(f"{k}_interval") for k in kinds]
+    if not all(ends):
+        return "met by these values; their intervals are not known"
+    sure = all(end and end[0] >= GOAL for end in ends)
     return "met" if sure else "met by these values, and not by their whole intervals"

@@ -172,6 +172,9 @@ def render(mode: Mode = "standard", readme: Path = ROOT / "README.md") -> None:
         return
     write, start = blocks[mode]
     if not write_block(readme, write(results), start):
+        if mode == "fast":
+            typer.echo(f"{readme.name} has no place for peers ({start} ... {END})")
+            return
         sys.exit(f"{readme.name} has no lines {start!r} and {END!r} around a table")
     typer.echo(f"wrote the table in {readme.name}")
 

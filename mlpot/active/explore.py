@@ -13,6 +13,7 @@ from mlpot.active.sanity import Sanity
 from mlpot.active.settings import INTERVAL, LOOK, RefineSettings
 from mlpot.deploy.grader import has_statistics
 from mlpot.deploy.load import compile_ahead, load
+from mlpot.md.bonds import opened
 from mlpot.md.guard import Flag, Guard, ReplicaGuard
 from mlpot.md.replicas import Replicas
 from mlpot.md.reporters import Bar, Frame
@@ -221,11 +222,12 @@ def _engine(run: Run, settings: RefineSettings, structure: Structure) -> str:
 
 
 def _relaxed(structure: Structure, one: Replicas) -> NDArray[np.float64]:
-    """Without bad contacts; or as given, where the model's minimum is no molecule."""
+    """Without bad contacts; or as given, where the model's minimum is no molecule, or another: the
+    bond that it does not know is then in the frame that is flagged."""
     one.minimize(MINIMIZE)
-    relaxed = one.positions[0]
-    whole = not Sanity(structure.numbers, structure.positions).problem(relaxed)
-    return relaxed if whole else structure.positions
+    numbers, given, relaxed = structure.numbers, structure.positions, one.positions[0]
+    whole = not Sanity(numbers, given).problem(relaxed) and not opened(numbers, given, relaxed)
+    return relaxed if whole else given
 
 
 def _told(run: Run, settings: RefineSettings, scout: Scout, replicas: Replicas) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 the stage is done, so a killed run starts the stage it was in, and no earlier one, again."""
 
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -124,13 +125,7 @@ def alone(out: Path) -> Iterator[None]:
     out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / LOCK, timeout=0)
     try:
-        lock.acquire()
-    except Timeout as error:
-        raise InputError(
-            f"{out}: another process refines there. Wait until it has finished, or choose another "
-            "folder with --out"
-        ) from error
-    try:
+        _take(lock, out)
         yield
     finally:
         with suppress(OSError):  # Windows keeps what is open
@@ -138,6 +133,22 @@ def alone(out: Path) -> Iterator[None]:
         lock.release()
         if made and not any(out.iterdir()):  # nothing came of it
             out.rmdir()
+
+
+def _take(lock: FileLock, out: Path) -> None:
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(
+            f"{out}: another process refines there. Wait until it has finished, or choose another "
+            "folder with --out"
+        ) from error
+    except (OSError, NotImplementedError) as error:  # Lustre without flock, some NFS
+        warnings.warn(
+            f"{out}: this file system cannot lock files ({error}), so a second process that "
+            "refines there would not be noticed. Do not start one",
+            stacklevel=4,
+        )
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -100,10 +100,9 @@ def refine(
     """
     config = config.model_copy(update={"level": labeller.level})
     start = check_start(structure, model, labeller, config, data, probing=scheduler is None)
-    out = Path(out)
     asked = {"settings": settings.told(), "recipe": config.model_dump(mode="json"), **start.asked}
     described = {"model": start.info.name, "level": labeller.level, "mlpot": __version__}
-    with alone(out):
+    with alone(out := Path(out)):
         return _Loop(
             structure=structure,
             labeller=labeller,

@@ -37,6 +37,9 @@ class Accuracy:
         content = f"{self.name} {fingerprint(self.records)}"
         if boxes := [(r.pbc, np.asarray(r.cell).tolist()) for r in self.records if any(r.pbc)]:
             content += str(boxes)
+        content += str([r.charge for r in self.records if r.charge])
+        forces = [np.asarray(r.forces, "<f8") for r in self.records if r.forces is not None]
+        content += hashlib.sha256(b"".join(f.tobytes() for f in forces)).hexdigest()
         return f"accuracy-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 

@@ -201,11 +201,18 @@ def _labelled(
     tested: "Subject", data: Sequence[Path], keys: dict[str, str | None]
 ) -> "dict[str, list[Record]]":
     """Name of a file, with its folders where two have the same -> labelled frames."""
+    from mlpot.errors import DataError, UnsupportedSystemError
+
     names = [path.name for path in data]
     found = {}
     for path in data:
         records = read_data([path], **keys)
-        check_labelled(records, None if tested.model is None else tested.open())
+        try:
+            check_labelled(records, None if tested.model is None else tested.open())
+        except UnsupportedSystemError:  # the suite leaves it out, and says so
+            pass
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
         found[path.name if names.count(path.name) == 1 else str(path)] = records
     tested.close()
     return found

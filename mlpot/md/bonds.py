@@ -13,6 +13,13 @@ BONDED = 1.25
 #: Å; a bond that is so much longer than it was is open (the departure of MDsim's criterion)
 OPENED = 0.5
 
+#: what to do about it; of so many bonds it is told
+LOST = "Check the start geometry; if it is right, label frames with this bond and fine-tune"
+TOLD = 3
+
+#: the most neighbours of an atom, more of which are contacts; of elements that are not here any
+_VALENCE = {1: 1, 6: 4, 7: 4, 8: 2, 9: 1, 17: 1, 35: 1, 53: 1}
+
 
 class Opened(NamedTuple):
     """A bond that opened in minimising."""
@@ -28,29 +35,58 @@ class Opened(NamedTuple):
 
 def find_bonds(numbers: NDArray[np.int64], positions: NDArray[np.floating]) -> NDArray[np.int64]:
     """[B, 2] pairs (i < j, in order) closer than 1.25 sums of their covalent radii, positions
-    [N, 3] Å. A box is not looked across."""
-    if not len(numbers):
+    [N, 3] Å. A box is not looked across, and what is not finite has no bonds."""
+    finite = np.flatnonzero(np.isfinite(positions).all(axis=1))
+    if not len(finite):
         return np.empty((0, 2), dtype=np.int64)
-    radii = covalent_radii[numbers]
-    tree = cKDTree(positions)
-    near = tree.query_pairs(2 * BONDED * float(radii.max()), output_type="ndarray")
+    tree = cKDTree(positions[finite])
+    reach = 2 * BONDED * float(covalent_radii[numbers].max())
+    near = finite[tree.query_pairs(reach, output_type="ndarray")].reshape(-1, 2)
     pairs = near[np.lexsort((near[:, 1], near[:, 0]))].astype(np.int64)
-    i, j = pairs.T
-    distance = np.linalg.norm(positions[i] - positions[j], axis=1)
-    return np.asarray(pairs[distance < BONDED * (radii[i] + radii[j])])
+    return np.asarray(pairs[_relative(numbers, positions, pairs) < BONDED])
 
 
 def opened(
     numbers: NDArray[np.int64], given: NDArray[np.float64], now: NDArray[np.float64]
-) -> Opened | None:
-    """The bond of ``given`` that is furthest open in ``now`` (both [N, 3] Å), if one is."""
-    bonds = find_bonds(numbers, given)
+) -> list[Opened]:
+    """Bonds of ``given`` that are open in ``now`` (both [N, 3] Å), the furthest first.
+
+    Of an atom with more neighbours than its element has bonds, the nearest ones are its bonds (of
+    a hydrogen, a heavy atom before another hydrogen): a contact that minimising mends was none.
+    """
+    bonds = _without_contacts(numbers, given, find_bonds(numbers, given))
     if not len(bonds):
-        return None
+        return []
     before, after = (np.linalg.norm(x[bonds[:, 0]] - x[bonds[:, 1]], axis=1) for x in (given, now))
-    most = int((after - before).argmax())
-    if not after[most] - before[most] > OPENED:
-        return None
-    i, j = bonds[most].tolist()
-    name = f"{chemical_symbols[numbers[i]]} {i} - {chemical_symbols[numbers[j]]} {j}"
-    return Opened((i, j), float(before[most]), float(after[most]), name)
+    found = []
+    for most in np.argsort(before - after):
+        if after[most] - before[most] > OPENED:  # false for NaN
+            i, j = bonds[most].tolist()
+            name = f"{chemical_symbols[numbers[i]]} {i} - {chemical_symbols[numbers[j]]} {j}"
+            found.append(Opened((i, j), float(before[most]), float(after[most]), name))
+    return found
+
+
+def _relative(
+    numbers: NDArray[np.int64], positions: NDArray[np.floating], pairs: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """[B] lengths in sums of covalent radii."""
+    i, j = pairs.T
+    distance = np.linalg.norm(positions[i] - positions[j], axis=1)
+    return np.asarray(distance / (covalent_radii[numbers[i]] + covalent_radii[numbers[j]]))
+
+
+def _without_contacts(
+    numbers: NDArray[np.int64], positions: NDArray[np.float64], pairs: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    kept: list[tuple[int, int]] = []
+    count = np.zeros(len(numbers), dtype=np.int64)
+    between_hydrogens = (numbers[pairs] == 1).all(axis=1)
+    # the nearest to what a bond is, not the shortest: a clash is far shorter than any bond
+    strange = np.abs(_relative(numbers, positions, pairs) - 1.0)
+    for row in np.lexsort((strange, between_hydrogens)):
+        i, j = pairs[row].tolist()
+        if all(count[k] < _VALENCE.get(int(numbers[k]), len(pairs)) for k in (i, j)):
+            count[[i, j]] += 1
+            kept.append((i, j))
+    return np.array(kept, dtype=np.int64).reshape(-1, 2)

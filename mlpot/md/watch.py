@@ -68,7 +68,7 @@ class Guard:
             them and raises `ExtrapolationError`.
         save_to: extended XYZ file for these frames, ready for `mlpot label`; added to if it exists.
         interval: steps between checks; None is 100 for a model, and as many times that as a
-            committee has members, so that it costs no more.
+            committee has members, so that it costs about the same.
         look: steps between looks at lengths alone, if it divides the interval.
         line, checks, sure: the rule above, in grades.
         report: told, in a sentence, of every excursion.
@@ -236,18 +236,19 @@ class Watch:
             ExtrapolationError: with the policy ``stop``.
         """
         lost, guard = opened(self._grade.numbers, given, now), self.guard
-        if lost is None:
+        if not lost:
             return
         grades = self._grade(given, cell)
-        atom = max(lost.atoms, key=lambda i: float(grades[i]))
+        atom, bond = max(((i, b) for b in lost for i in b.atoms), key=lambda p: grades[p[0]])
         if not grades[atom] > guard.line:
             return
         grade, symbol = float(grades[atom]), chemical_symbols[self._grade.numbers[atom]]
         guard.largest = max(guard.largest, (grade, 0, self.system, atom), key=_by)
-        guard.flags.append(Flag(0, 0.0, atom, symbol, grade, self.system, f"bond {lost}"))
+        guard.flags.append(Flag(0, 0.0, atom, symbol, grade, self.system, f"bond {bond}"))
         if guard.saved is not None:
-            box = None if cell is None else np.array(cell)
+            box, kept = None if cell is None else np.array(cell), self._kept
             self._write(0, 0.0, np.array(given), grades, box)
+            self._kept = kept  # that was another frame than step 0
         self._act(guard.flags[-1])
 
     def observe(

@@ -512,6 +512,16 @@ def test_a_calculator_is_told_the_charge_of_labelled_frames() -> None:
     assert energies.tolist() == [0.0, -1.0, 2.0]
 
 
+def test_errors_are_computed_again_for_other_labels(soft: Subject) -> None:
+    """Of the same geometries and energies: with forces, others, or another charge."""
+    water = small("H2O")
+    base = Record(water.numbers, water.positions, energy=0.0)
+    ones = np.ones((3, 3))
+    others = [base, replace(base, forces=ones), replace(base, forces=2 * ones)]
+    others += [replace(base, charge=1)]
+    assert len({Accuracy(soft, "a", (r,)).key for r in others}) == 4
+
+
 def test_a_model_does_not_take_charged_frames_for_neutral_ones(soft: Subject) -> None:
     water = small("H2O")
     frame = Record(water.numbers, water.positions, charge=-1, energy=0.0)

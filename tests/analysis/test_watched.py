@@ -172,7 +172,13 @@ def broken(count: int, before: int, **more: Any) -> list[dict[str, Any]]:
     """Runs of a summary that broke, the first of them flagged before."""
     flag = {"ps": 1.0, "departure": 0.1, "reason": ""}
     base = {"broke": True, "guarded": True, "ensemble": "nvt", "end_temperature": None}
-    base |= {"stable_ps": 2.0, "molecule": "one", "cause": "bond C1-H2", **more}
+    base |= {
+        "picoseconds": 20.0,
+        "stable_ps": 2.0,
+        "molecule": "one",
+        "cause": "bond C1-H2",
+        **more,
+    }
     runs = [{**base, "flag": flag if i < before else None} for i in range(count)]
     return [{**run, "id": f"{more}-{i}"} for i, run in enumerate(runs)]
 
@@ -196,14 +202,19 @@ def test_goals_of_the_guard_are_decided_by_their_intervals() -> None:
     assert met(404, 0, 80, 80) == [True, True]
     assert met(403, 4, 80, 70) == [None, False]
     assert met(60, 0, 20, 20) == [None, None]  # all of them, but of how many?
-    assert met(60, 1, 20, 18) == [False, False]
+    assert met(60, 1, 20, 18) == [None, None]  # below, but the goal is inside the interval
+    assert met(60, 6, 20, 12) == [False, False]
     assert met(0, 0, 0, 0) == [None, None]
 
 
 def test_what_counts_for_the_goals_of_the_guard() -> None:
     """False flags: sound chemistry at 300 K. Early ones: breaks, a molecule that relaxing breaks
     being one, and ramps none."""
-    quiet, _ = of_the_guard([], ladder=(60, 0), long=(5, 1), groups=(21, 9), distorted=(20, 3))
+    short = broken(7, 0, picoseconds=1.0)  # of the mode fast
+    quiet, nothing = of_the_guard(
+        short, ladder=(60, 0), long=(5, 1), groups=(21, 9), distorted=(20, 3)
+    )
+    assert nothing.runs == 0 and nothing.value is None
     assert quiet.runs == 65 and quiet.value == pytest.approx(64 / 65)
     at_once = broken(9, 9, molecule="two", stable_ps=0.0)
     for run_ in at_once:

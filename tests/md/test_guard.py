@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ase.build
 import ase.io
 import numpy as np
 import pytest
 import torch
 import typer
 from ase import Atoms, units
+from ase.data import covalent_radii
 from ase.md.verlet import VelocityVerlet
 from torch import Tensor
 from typer.testing import CliRunner, Result
@@ -674,17 +676,67 @@ def test_what_opens_in_minimising_but_is_known_is_told_without_a_grade(
     assert not any("as given" in line for line in lines if "grade" in line), lines
 
 
+def test_the_bond_that_is_unknown_counts_and_not_the_longest(
+    crude: Structure, guarded: Path, tmp_path: Path
+) -> None:
+    """A known one may open further beside it."""
+    numbers, given = crude.numbers, crude.positions
+    (oxygen,) = np.flatnonzero(numbers == 8)
+    bonds = find_bonds(numbers, given).tolist()
+    known, unknown = (
+        next((i, h) for i, h in bonds if numbers[i] == z and numbers[h] == 1) for z in (6, 8)
+    )
+    now = given.copy()
+    for (heavy, hydrogen), by in ((known, 2.0), (unknown, 1.2)):
+        now[hydrogen] += by * (given[hydrogen] - given[heavy])
+    assert [bond.atoms for bond in opened(numbers, given, now)] == [known, unknown]
+    guard = Guard(guarded, "save", save_to=tmp_path / "x.xyz", report=lambda line: None)
+    watch = guard.watch(numbers)
+    watch.minimised(given, now)
+    assert [flag.atom in unknown for flag in guard.flags] == [True]
+    watch.remember(0, 0.0, now)
+    assert watch.broke() == 1  # the geometry as given was another frame than step 0
+
+
+@pytest.mark.parametrize("far", [0.7, 0.85, 1.15])  # sums of covalent radii
+@pytest.mark.parametrize("atom", [0, 6])
+@pytest.mark.parametrize("tip", [0, 1])
+def test_a_contact_that_minimising_mends_was_no_bond(far: float, atom: int, tip: int) -> None:
+    """Water that a program has put on a carbon or a hydrogen of benzene."""
+    benzene = ase.build.molecule("C6H6")
+    numbers = np.concatenate([benzene.numbers, [8, 1, 1]])
+    along = {0: [(0.0, 0.0), (0.59, 0.76), (0.59, -0.76)]}  # O first
+    along[1] = [(0.96, 0.0), (0.0, 0.0), (1.2, 0.93)]  # H first
+    out = np.array([0.0, 0.0, 1.0])
+    if numbers[atom] == 1:
+        out = benzene.positions[atom] / np.linalg.norm(benzene.positions[atom])
+    side = np.cross(out, [0.3, 0.5, 0.7])
+    side /= np.linalg.norm(side)
+    length = far * (covalent_radii[numbers[atom]] + covalent_radii[numbers[12 + tip]])
+    water = np.array([(length + x) * out + y * side for x, y in along[tip]])
+    given = np.concatenate([benzene.positions, benzene.positions[atom] + water])
+    assert [atom, 12 + tip] in find_bonds(numbers, given).tolist()
+    now = given.copy()
+    now[12:] += 1.5 * out
+    assert opened(numbers, given, now) == []
+
+
 def test_which_bond_has_opened() -> None:
     numbers = np.array([8, 1, 1])
     water = np.array([[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]])
     for by, found in ((0.49, None), (0.51, (0, 1)), (-0.4, None)):
         now = water + np.array([[0, 0, 0], [by, 0, 0], [0, 0, 0]])
         lost = opened(numbers, water, now)
-        assert (lost and lost.atoms) == found
-    assert "O 0 - H 2, 0.96 Å as given and 1.47 Å" in str(opened(numbers, water, water * 1.53))
-    assert opened(numbers[:1], water[:1], water[:1]) is None
+        assert [bond.atoms for bond in lost] == ([found] if found else [])
+    both = opened(numbers, water, water * 1.53)
+    assert len(both) == 2 and "O 0 - H 2, 0.96 Å as given and 1.47 Å" in str(both[0])
+    assert opened(numbers[:1], water[:1], water[:1]) == []
+    assert opened(numbers, water, np.full((3, 3), np.nan)) == []
+    assert len(find_bonds(numbers, np.full((3, 3), np.nan))) == 0
+    hydrogen = np.array([[0.0, 0, 0], [0.74, 0, 0]])
+    assert len(opened(np.array([1, 1]), hydrogen, 3 * hydrogen)) == 1  # H2 is a bond
     far = np.array([[0.0, 0, 0], [1.2, 0, 0]])  # two hydrogens that touch are no bond
-    assert opened(np.array([1, 1]), far, 3 * far) is None
+    assert opened(np.array([1, 1]), far, 3 * far) == []
     assert len(find_bonds(np.array([], dtype=np.int64), np.empty((0, 3)))) == 0
 
 
