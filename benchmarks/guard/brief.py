@@ -6,6 +6,7 @@ python -m benchmarks.guard.brief      # from results/, whatever of them there is
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import typer
 
 from benchmarks.accuracy.experiment import fill, read_results
@@ -13,6 +14,7 @@ from benchmarks.guard.areas import GOAL, shown
 from benchmarks.guard.areas import verdict as reached
 from benchmarks.guard.calibrate import OURS
 from benchmarks.guard.runs import RESULTS, ROOT, verdict
+from mlpot.analysis.intervals import fraction
 
 Json = dict[str, Any]
 
@@ -20,6 +22,7 @@ Json = dict[str, Any]
 LADDER = ROOT / "benchmarks/stability/results/pretrained-visnet-standard-runs.json"
 
 COST = 10  # percent of a step, at most
+EARLY = 95  # percent of the runs that break, at least
 START, END = "<!-- guard: generated -->", "<!-- end -->"
 
 
@@ -65,8 +68,31 @@ def _runs(result: Json) -> list[str]:
     kelvins = sorted({row["kelvin"] for row in rows})
     names = {row["molecule"] for row in rows}
     which = f"{len(names)} molecules" if len(names) > 1 else names.pop()
+    begin = f"- {s['model']['name']}, {which}, {s['part']['ps']:g} ps"
+    broke = sum(row["broken"] for row in rows)
+    if broke and s["part"].get("name") == "breaks":
+        return [f"{begin}, {_breaks(rows, broke, kelvins)}"]
     told = [verdict([r for r in rows if r["kelvin"] == t]).removeprefix("- ") for t in kelvins]
-    return [f"- {s['model']['name']}, {which}, {s['part']['ps']:g} ps, {text}." for text in told]
+    return [f"{begin}, {text}." for text in told]
+
+
+def _breaks(rows: list[Json], broke: int, kelvins: list[float]) -> str:
+    """Of several temperatures together, where the goal is about breaks."""
+    early = sum(row["flagged_before_break"] for row in rows)
+    false = sum(row["flagged_but_whole"] for row in rows)
+    whole = sum(row["runs"] for row in rows) - broke
+    value, low, high = (100 * x for x in fraction(early, broke))
+    met = "met" if low >= EARLY else "missed" if high < EARLY else "not decided by so few"
+    medians = ", ".join(
+        f"{np.median(lead):.3g} at {t:g} K"
+        for t in kelvins
+        if (lead := [fs for row in rows if row["kelvin"] == t for fs in row["lead_fs"]])
+    )
+    return (
+        f"{kelvins[0]:g} to {kelvins[-1]:g} K: flagged before the break {early} of {broke}, "
+        f"{value:.3g} % ({low:.3g} to {high:.3g}); the goal of {EARLY} % is {met}. Median fs "
+        f"before it: {medians}. {whole} runs stayed whole, {false} of them flagged."
+    )
 
 
 def _cost(told: Json) -> str:

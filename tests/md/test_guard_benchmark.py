@@ -351,7 +351,23 @@ def test_the_readme_is_told_what_there_is(tmp_path: Path, monkeypatch: pytest.Mo
     large = {"cost_percent": 2.0, "openmm_percent": 3.0, "replicas_percent": 2.0, "atoms": 99}
     costs = {"rows": {"CCO": {**shares, "atoms": 9}, "large": large}}
     (tmp_path / "cost.json").write_text(json.dumps(costs))
-    acac, druglike, sizes, calm, warm, cost_line = brief.lines(tmp_path)
+    torn = {**hot, "runs": 80, "broken": 80, "flagged_before_break": 80, "flagged_but_whole": 0}
+    torn["lead_fs"] = [40.0, 60.0]
+    hotter = {
+        **torn,
+        "kelvin": 900.0,
+        "runs": 4,
+        "broken": 2,
+        "flagged_before_break": 1,
+        "flagged_but_whole": 1,
+    }
+    breaks = {**kept, "rows": {"a": torn, "b": {**hotter, "lead_fs": []}}}
+    breaks["settings"] = {"model": model, "part": {"ps": 5.0, "name": "breaks"}}
+    (tmp_path / "runs-breaks.json").write_text(json.dumps(breaks))
+    acac, druglike, sizes, both, calm, warm, cost_line = brief.lines(tmp_path)
+    assert "600 to 900 K: flagged before the break 81 of 82, 98.8 % (93.4 to 99.8)" in both
+    assert "the goal of 95 % is not decided by so few. Median fs before it: 50 at 600 K." in both
+    assert both.endswith("2 runs stayed whole, 1 of them flagged.")
     assert "8 kB of the shipped model, 8 kB of the fine-tuned one" in sizes
     assert (
         "3 times" in acac
@@ -391,7 +407,7 @@ def test_the_readme_is_told_what_there_is(tmp_path: Path, monkeypatch: pytest.Mo
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{brief.START}\n{brief.END}\nafter\n")
     brief.main(readme)
-    assert readme.read_text().count("\n- ") == 7
+    assert readme.read_text().count("\n- ") == 8
 
 
 def test_the_readme_holds_what_was_measured() -> None:
