@@ -62,9 +62,9 @@ MODES = {
         ("bicyclopentylamine",), {50: 1}, 40, (2e-3,), "no", (300.0, 1000.0), 0.2, 1, 10
     ),
     "fast": Mode(_ALL[:2], {50: 1, 450: 1}, 1000, (1e-3, 3e-3), "yes", _LADDER, 5.0, 4, 100),
-    # what the goal is checked with. Of 50 frames it matters most which
+    # what the goal is checked with
     "standard": Mode(
-        _ALL, {50: 2, 200: 1, 450: 1}, 2000, (1e-3, 3e-3), "yes", _LADDER, 20.0, 2, 1000
+        _ALL, {50: 1, 200: 1, 450: 1}, 2000, (1e-3, 3e-3), "yes", _LADDER, 20.0, 2, 1000
     ),
 }  # fmt: skip
 
