@@ -1,5 +1,6 @@
 """Which atoms are bonded, and what became of that when a geometry was minimised."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -13,8 +14,7 @@ BONDED = 1.25
 #: Å; a bond that is so much longer than it was is open (the departure of MDsim's criterion)
 OPENED = 0.5
 
-#: what to do about it; of so many bonds it is told
-LOST = "Check the start geometry; if it is right, label frames with this bond and fine-tune"
+#: of so many bonds it is told that they opened
 TOLD = 3
 
 #: the most neighbours of an atom, more of which are contacts; of elements that are not here any
@@ -65,6 +65,20 @@ def opened(
             name = f"{chemical_symbols[numbers[i]]} {i} - {chemical_symbols[numbers[j]]} {j}"
             found.append(Opened((i, j), float(before[most]), float(after[most]), name))
     return found
+
+
+def tell_opened(
+    numbers: NDArray[np.int64],
+    given: NDArray[np.float64],
+    now: NDArray[np.float64],
+    report: Callable[[str], object],
+) -> None:
+    """A sentence for each bond that is `opened`, of the furthest three, with what to do."""
+    for bond in opened(numbers, given, now)[:TOLD]:
+        report(
+            f"minimising opened a bond: {bond}. Check the start geometry; if it is right, label "
+            "frames with this bond and fine-tune"
+        )
 
 
 def _relative(

@@ -14,7 +14,7 @@ from rich.console import Console
 from mlpot import __version__
 from mlpot.deploy.load import load
 from mlpot.errors import MLPotError, UnsupportedSystemError
-from mlpot.md.bonds import LOST, TOLD, opened
+from mlpot.md.bonds import tell_opened
 from mlpot.md.guard import ExtrapolationError, ReplicaGuard, make_guard
 from mlpot.md.plot_replicas import plot_replicas
 from mlpot.md.replicas import Replicas
@@ -94,9 +94,8 @@ class ReplicaRun:
             self._one.minimize(MINIMIZE)
             gained = before - self._one.potential[0]
             self.report(f"minimised, which lowered the energy by {gained:.3f} eV")
-            lost = opened(self.structure.numbers, self.structure.positions, self._one.positions[0])
-            for bond in lost[:TOLD]:
-                self.report(f"minimising opened a bond: {bond}. {LOST}")
+            numbers, given = self.structure.numbers, self.structure.positions
+            tell_opened(numbers, given, self._one.positions[0], self.report)
         start_folder(self.folder)
         write_pdb(self.files["topology"], self.structure, self.structure.positions)
         self.replicas = self._systems(s.replicas, self._one.positions[0])

@@ -14,7 +14,7 @@ from rich.console import Console
 from mlpot import __version__
 from mlpot.deploy.load import compile_ahead
 from mlpot.errors import InputError, MLPotError
-from mlpot.md.bonds import LOST, TOLD, opened
+from mlpot.md.bonds import tell_opened
 from mlpot.md.guard import ExtrapolationError, make_guard
 from mlpot.md.hosts import HOSTS, Host
 from mlpot.md.plot import plot_log
@@ -162,9 +162,8 @@ class _Run:
             self.host.minimize(MINIMIZE)
             gained = before - self.host.energies()[0]
             self.report(f"minimised, which lowered the energy by {gained:.3f} eV")
-            lost = opened(self.structure.numbers, self.structure.positions, self.host.positions())
-            for bond in lost[:TOLD]:
-                self.report(f"minimising opened a bond: {bond}. {LOST}")
+            numbers, given = self.structure.numbers, self.structure.positions
+            tell_opened(numbers, given, self.host.positions(), self.report)
         start_folder(self.folder)
         write_pdb(self.files["topology"], self.structure, self.structure.positions)
         self.host.set_velocities(maxwell_boltzmann(self.structure.masses, s.temperature, s.seed))
