@@ -68,7 +68,7 @@ class Guard:
             them and raises `ExtrapolationError`.
         save_to: extended XYZ file for these frames, ready for `mlpot label`; added to if it exists.
         interval: steps between checks; None is 100 for a model, and as many times that as a
-            committee has members, so that it costs about the same.
+            committee has members, as each of them costs a call.
         look: steps between looks at lengths alone, if it divides the interval.
         line, checks, sure: the rule above, in grades.
         report: told, in a sentence, of every excursion.
