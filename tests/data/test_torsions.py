@@ -5,12 +5,12 @@ import pytest
 from ase import Atoms
 from ase.build import molecule
 
-from mlpot.analysis import criteria
 from mlpot.data import torsions
 from mlpot.data.loader import GraphLoader
 from mlpot.data.record import Record
 from mlpot.data.torsions import rotors, twist
 from mlpot.errors import DataError
+from mlpot.md import bonds
 
 
 def axes(atoms: Atoms) -> list[str]:
@@ -106,8 +106,8 @@ def test_a_contact_that_is_there_may_stay() -> None:
     assert not np.allclose(turned, squeezed)
 
 
-def test_bonds_are_those_of_the_criteria() -> None:
-    assert torsions.BONDED == criteria.BONDED
+def test_bonds_are_those_of_a_simulation() -> None:
+    assert torsions.BONDED == bonds.BONDED
 
 
 def record(name: str, **fields: object) -> Record:
