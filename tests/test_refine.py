@@ -749,10 +749,11 @@ def test_two_processes_do_not_refine_in_one_folder(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each would overwrite the other's rounds, without a word."""
-    with recording.alone(whole[0]), pytest.raises(InputError, match="another process refines"):
-        refine(structure, start, whole[0])
+    with recording.alone(whole[0]):
+        for _ in range(3):  # one that was refused takes nothing away
+            with pytest.raises(InputError, match="another process refines"):
+                refine(structure, start, whole[0])
     assert refine(structure, start, whole[0]) == whole[1]
-    assert not list(whole[0].glob(".lock"))
     with pytest.raises(ZeroDivisionError), recording.alone(tmp_path / "new"):
         raise ZeroDivisionError
     assert not (tmp_path / "new").exists()

@@ -21,6 +21,15 @@ Json = dict[str, Any]
 #: results of `benchmarks/stability`, which the guard of the shipped model looked on at
 LADDER = ROOT / "benchmarks/stability/results/pretrained-visnet-standard-runs.json"
 
+#: scenario -> what it simulates
+_KINDS = {
+    "ladder": "unseen molecules",
+    "long": "some of them for longer",
+    "distorted": "their starts off by 0.05 and 0.1 Å",
+    "large": "larger molecules",
+    "groups": "molecules with functional groups that training has not",
+}
+
 COST = 10  # percent of a step, at most
 EARLY = 95  # percent of the runs that break, at least
 START, END = "<!-- guard: generated -->", "<!-- end -->"
@@ -79,6 +88,8 @@ def _runs(result: Json) -> list[str]:
 def _breaks(rows: list[Json], broke: int, kelvins: list[float]) -> str:
     """Of several temperatures together, where the goal is about breaks."""
     early = sum(row["flagged_before_break"] for row in rows)
+    lengths = sum(row["first_for_its_lengths"] for row in rows)
+    least = min((fs for row in rows for fs in row["lead_fs"]), default=float("nan"))
     false = sum(row["flagged_but_whole"] for row in rows)
     whole = sum(row["runs"] for row in rows) - broke
     value, low, high = (100 * x for x in fraction(early, broke))
@@ -90,8 +101,9 @@ def _breaks(rows: list[Json], broke: int, kelvins: list[float]) -> str:
     )
     return (
         f"{kelvins[0]:g} to {kelvins[-1]:g} K: flagged before the break {early} of {broke}, "
-        f"{value:.3g} % ({low:.3g} to {high:.3g}); the goal of {EARLY} % is {met}. Median fs "
-        f"before it: {medians}. {whole} runs stayed whole, {false} of them flagged."
+        f"{value:.3g} % ({low:.3g} to {high:.3g}; {lengths} for a length); the goal of {EARLY} % "
+        f"is {met}, by one model. Fs before it, median: {medians}; least: {least:.3g}. {whole} "
+        f"runs stayed whole, {false} of them flagged."
     )
 
 
@@ -115,14 +127,14 @@ def _cost(told: Json) -> str:
 def _whole(told: Json) -> list[str]:
     """Flags of the shipped model in simulations that stayed whole: what `--guard stop` would have
     cost. As far as they are simulated."""
-    ladder, groups = (_flagged(told, scenario) for scenario in ("ladder", "groups"))
-    if not ladder:
+    found = {what: _flagged(told, scenario) for scenario, what in _KINDS.items()}
+    if not found["unseen molecules"]:
         return []
-    other = f"; molecules with functional groups that training has not: {groups}" if groups else ""
+    shares = "; ".join(f"{what}: {text}" for what, text in found.items() if text)
     return [
         "- pretrained-visnet, runs that the guard looked on at, stayed whole and were flagged all "
-        f"the same, unseen molecules: {ladder}{other}. Hot runs leave what it was trained on "
-        "without breaking, so do not let the guard stop them."
+        f"the same, {shares}. Hot runs leave what it was trained on without breaking, and so do "
+        "crude starts, so do not let the guard stop them."
     ]
 
 

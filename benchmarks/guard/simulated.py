@@ -125,7 +125,7 @@ def simulate(
         kept = None if grades is None else Grades(watch, grader)
         # bonds last: what breaks in the step of a look is looked at before it is taken out
         replicas.observers += [watch, broken] if kept is None else [watch, kept, broken]
-        watch(replicas)  # at the start, as `mlpot md` does
+        watch(replicas)  # at the start; what relaxing broke is `mlpot.analysis`'s to tell
         replicas.step(part.steps)
         found += _runs(guard, broken, replicas)
         largest = max(largest, guard.largest[0])

@@ -87,8 +87,8 @@ class Case(NamedTuple):
 
 
 def cases(mode: Mode, molecules: Sequence[str], starts: Sequence[str]) -> Iterator[Case]:
-    """Few frames first, as the goal is about them; a second draw when every number of frames has
-    had one, so that the table is whole soonest."""
+    """Few frames first, as the goal is about them; a second draw, if a mode has one, when every
+    number of frames has had its first, so that the table is whole soonest."""
     for draw in range(max(mode.draws.values())):
         for frames in sorted(n for n, draws in mode.draws.items() if draw < draws):
             for molecule in molecules:

@@ -93,6 +93,9 @@ def told(estimate: Estimate | None) -> str:
 def _intro(result: Json) -> list[str]:
     s, names = result["settings"], molecules_of(result)
     draws = ", ".join(f"{count} of {frames}" for frames, count in _draws(result).items())
+    several = max(_draws(result).values(), default=1) > 1
+    what = "molecules, draws and seeds" if several else "molecules and seeds"
+    once = "" if several else " (which frames were drawn is not in them)"
     lines = [
         f"{_counted(len(names), 'molecule')} never seen in training ({', '.join(names)}). Each "
         "start gets the",
@@ -103,8 +106,7 @@ def _intro(result: Json) -> list[str]:
         f"{s['picoseconds']:g} ps at each temperature, whole until a",
         "bond is 0.5 Å off its mean, a hydrogen is lost, or it explodes; ≥ where the run that a",
         "number stands for was whole to its end. Medians over all runs; in brackets 95 % intervals",
-        "of a bootstrap over molecules, draws (where there are several) and seeds: over so few, "
-        "rather too narrow.",
+        f"of a bootstrap over {what}: over so few, rather too narrow{once}.",
     ]
     lines += [f"Left out: {name} ({why})." for name, why in result["absent"].items()]
     if missing := _missing(result):

@@ -129,15 +129,17 @@ def _guards(summaries: Sequence[Summary]) -> list[str]:
         lead = "–" if told["lead_ps"] is None else f"{1000 * told['lead_ps']:.0f}"
         rows.append(
             f"| {name} | {ps:g} | {model} | {told['flagged_whole']} of {told['whole']} | "
-            f"{told['flagged_before']} of {told['broke']} | {lead} | {told['for_length']} |"
+            f"{told['flagged_before']} of {told['broke']} | {lead} | {told['for_length']} | "
+            f"{told['flagged_relaxing']} of {told['broke_relaxing']} |"
         )
     head = [
         "The guard looked on and ended nothing. Flagged before: while every bond was whole; the "
-        "lead is from the flag to the first frame that was broken.",
+        "lead is from the flag to the first frame that was broken. What relaxing broke, before the "
+        "first step, is told after the fact.",
         "",
         "| simulation | ps | model | flagged of the whole | flagged before of the broken | median "
-        "lead, fs | for a length |",
-        "|---|---|---|---|---|---|---|",
+        "lead, fs | for a length | flagged of what relaxing broke |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     return [*head, *rows] if rows else []
 

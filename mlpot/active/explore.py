@@ -36,6 +36,7 @@ class Scout:
     too: a hydrogen leaves in less than 10 fs, so at the next check there is only debris.
 
     Args:
+        start: [N, 3] Å, where the replicas begin; its molecules have to stay whole.
         look: the guard; None where the model knows no training set.
         thermal: replicas whose frames are candidates as long as nothing flags them.
 
@@ -47,6 +48,7 @@ class Scout:
     def __init__(
         self,
         structure: Structure,
+        start: NDArray[np.float64],
         settings: RefineSettings,
         temperatures: NDArray[np.float64],
         look: ReplicaGuard | None,
@@ -59,7 +61,7 @@ class Scout:
         self._look = look
         self._structure, self._settings = structure, settings
         self._temperatures, self._thermal = temperatures, thermal
-        self._sanity = Sanity(structure.numbers, structure.positions)
+        self._sanity = Sanity(structure.numbers, start)
         self._kept: dict[int, int] = {}  # replica -> step of its latest candidate
         self._outside: set[int] = set()  # replicas with a flagged candidate
         self._sound: dict[int, Atoms] = {}  # replica -> its latest frame that is no debris
@@ -182,10 +184,10 @@ def explore(
     low = run.temperatures == min(settings.temperatures)
     thermal = frozenset(low.nonzero()[0].tolist() if run.number == 0 else ())
     look = None if guard is None else ReplicaGuard(guard)
-    scout = Scout(structure, settings, run.temperatures, look, thermal)
     with torch_threads(settings.threads):
         model = load(run.model, _engine(run, settings, structure))
         start = _relaxed(structure, Replicas(model, [structure.numbers], [structure.positions]))
+        scout = Scout(structure, start, settings, run.temperatures, look, thermal)
         copies = len(run.temperatures)
         replicas = Replicas(
             model,
@@ -226,8 +228,8 @@ def _relaxed(structure: Structure, one: Replicas) -> NDArray[np.float64]:
     bond that it does not know is then in the frame that is flagged."""
     one.minimize(MINIMIZE)
     numbers, given, relaxed = structure.numbers, structure.positions, one.positions[0]
-    whole = not Sanity(numbers, given).problem(relaxed) and not opened(numbers, given, relaxed)
-    return relaxed if whole else given
+    broken = Sanity(numbers, relaxed).problem(relaxed) or opened(numbers, given, relaxed)
+    return given if broken else relaxed
 
 
 def _told(run: Run, settings: RefineSettings, scout: Scout, replicas: Replicas) -> dict[str, Any]:

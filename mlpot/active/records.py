@@ -124,15 +124,17 @@ def alone(out: Path) -> Iterator[None]:
         raise InputError(f"{out} is a file. Choose a folder for the refinement with --out")
     out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / LOCK, timeout=0)
+    _take(lock, out)
     try:
-        _take(lock, out)
         yield
     finally:
-        with suppress(OSError):  # Windows keeps what is open
-            (out / LOCK).unlink()
+        # it stays in a folder that is used: who waits for a file that is gone locks another one
+        unused = made and {path.name for path in out.iterdir()} <= {LOCK}
         lock.release()
-        if made and not any(out.iterdir()):  # nothing came of it
-            out.rmdir()
+        if unused:
+            (out / LOCK).unlink(missing_ok=True)
+            with suppress(OSError):  # somebody else has begun in it
+                out.rmdir()
 
 
 def _take(lock: FileLock, out: Path) -> None:

@@ -37,9 +37,11 @@ class Accuracy:
         content = f"{self.name} {fingerprint(self.records)}"
         if boxes := [(r.pbc, np.asarray(r.cell).tolist()) for r in self.records if any(r.pbc)]:
             content += str(boxes)
-        content += str([r.charge for r in self.records if r.charge])
-        forces = [np.asarray(r.forces, "<f8") for r in self.records if r.forces is not None]
-        content += hashlib.sha256(b"".join(f.tobytes() for f in forces)).hexdigest()
+        charges = [r.charge for r in self.records]
+        content += str(charges if any(charges) else [])
+        forces = [r.forces for r in self.records]
+        told = [b"none" if f is None else np.asarray(f, "<f8").tobytes() for f in forces]
+        content += hashlib.sha256(b"".join(told)).hexdigest()
         return f"accuracy-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 

@@ -139,7 +139,7 @@ GuardModel = Annotated[
     typer.Option(
         help="For --guard: the .safetensors file that an exported model was made from; or several "
         "models of the same data (a.safetensors,b.safetensors), whose disagreement about forces "
-        "then counts as well."
+        "then counts as well; every 100 steps times their number, as each costs a call."
     ),
 ]
 GuardUnit = Annotated[

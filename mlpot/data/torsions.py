@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 from scipy.spatial.transform import Rotation
 
-#: in sums of covalent radii; closer atoms are bonded, as in `mlpot.analysis.criteria`
+#: in sums of covalent radii; closer atoms are bonded, as in `mlpot.md.bonds`
 BONDED = 1.25
 
 #: in sums of van der Waals radii: no rotation brings atoms nearer (H-H 1.7 Å, C-C 2.5 Å). What is

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from ase.data import chemical_symbols, covalent_radii
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 #: in sums of covalent radii; closer atoms are bonded
@@ -16,6 +18,10 @@ OPENED = 0.5
 
 #: of so many bonds it is told that they opened
 TOLD = 3
+
+#: sums of covalent radii; a bond that parts two molecules with paired electrons is shorter (double,
+#: N-O of an amine oxide), or there are several, as in cyclobutane
+_LOOSE, _LOOSE_OF_SEVERAL = 1.04, 1.15
 
 #: the most neighbours of an atom, more of which are contacts; of elements that are not here any
 _VALENCE = {1: 1, 6: 4, 7: 4, 8: 2, 9: 1, 17: 1, 35: 1, 53: 1}
@@ -53,8 +59,12 @@ def opened(
 
     Of an atom with more neighbours than its element has bonds, the nearest ones are its bonds (of
     a hydrogen, a heavy atom before another hydrogen): a contact that minimising mends was none.
+    Nor was one that leaves two molecules of paired electrons (even numbers of them, if neutral)
+    where no bond of theirs would be so long. Within a molecule, a contact that adds no neighbour
+    too many is not told from a bond.
     """
     bonds = _without_contacts(numbers, given, find_bonds(numbers, given))
+    bonds = bonds[~_between_molecules(numbers, given, now, bonds)]
     if not len(bonds):
         return []
     before, after = (np.linalg.norm(x[bonds[:, 0]] - x[bonds[:, 1]], axis=1) for x in (given, now))
@@ -104,3 +114,21 @@ def _without_contacts(
             count[[i, j]] += 1
             kept.append((i, j))
     return np.array(kept, dtype=np.int64).reshape(-1, 2)
+
+
+def _between_molecules(
+    numbers: NDArray[np.int64],
+    given: NDArray[np.float64],
+    now: NDArray[np.float64],
+    bonds: NDArray[np.int64],
+) -> NDArray[np.bool_]:
+    """[B] bonds of ``given`` that are contacts of what are two whole molecules ``now``."""
+    i, j = find_bonds(numbers, now).T
+    graph = coo_array((np.ones(len(i)), (i, j)), shape=(len(numbers), len(numbers)))
+    piece = connected_components(graph, directed=False)[1]
+    radical = np.bincount(piece, weights=numbers) % 2 == 1
+    ends = np.sort(piece[bonds], axis=1)
+    apart = (ends[:, 0] != ends[:, 1]) & ~radical[ends].any(axis=1)
+    _, which, count = np.unique(ends, axis=0, return_inverse=True, return_counts=True)
+    shortest = np.where(count[which.reshape(-1)] == 1, _LOOSE, _LOOSE_OF_SEVERAL)
+    return np.asarray(apart & (_relative(numbers, given, bonds) > shortest))

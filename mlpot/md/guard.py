@@ -94,12 +94,13 @@ def make_guard(
         return None
     chosen: Any = "warn" if policy == "auto" else policy
     grader = make_grader(source, guard_unit)
+    guard = Guard(grader, chosen, save_to=save_to, report=report)
     if known := grader.committee:
         report(
-            f"the guard asks a committee of {len(known['members'])}: grade 1 is a disagreement of "
-            f"{known['unit']:.3g} eV/Å about the force on an atom"
+            f"the guard asks a committee of {len(known['members'])} every {guard.interval} steps: "
+            f"grade 1 is a disagreement of {known['unit']:.3g} eV/Å about the force on an atom"
         )
-    return Guard(grader, chosen, save_to=save_to, report=report)
+    return guard
 
 
 class GuardReporter:

@@ -520,6 +520,9 @@ def test_errors_are_computed_again_for_other_labels(soft: Subject) -> None:
     others = [base, replace(base, forces=ones), replace(base, forces=2 * ones)]
     others += [replace(base, charge=1)]
     assert len({Accuracy(soft, "a", (r,)).key for r in others}) == 4
+    swapped = [Accuracy(soft, "a", (base, r)).key for r in others[1:]]
+    swapped += [Accuracy(soft, "a", (r, base)).key for r in others[1:]]
+    assert len(set(swapped)) == 6  # whose label it is counts
 
 
 def test_a_model_does_not_take_charged_frames_for_neutral_ones(soft: Subject) -> None:

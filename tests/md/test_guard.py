@@ -407,7 +407,9 @@ def test_several_guard_models_are_a_committee(members: list[Path], tmp_path: Pat
     # three times the root mean square of |F - F label|: components of 0.01 and 0.02 eV/Å
     unit = 3 * np.sqrt(3 * (0.01**2 + 0.02**2) / 2)
     assert guard.told()["committee"] == {"members": ["m1", "m2"], "unit": pytest.approx(unit)}
-    assert f"committee of 2: grade 1 is a disagreement of {unit:.3g} eV/Å" in lines[0]
+    assert (
+        f"committee of 2 every 200 steps: grade 1 is a disagreement of {unit:.3g} eV/Å" in lines[0]
+    )
     atoms = ethanol()
     alone = FeatureGrader(members[0]).bind(atoms.numbers)
     sigma = CommitteeGrader(members, unit).bind(atoms.numbers)
@@ -719,6 +721,36 @@ def test_a_contact_that_minimising_mends_was_no_bond(far: float, atom: int, tip:
     now = given.copy()
     now[12:] += 1.5 * out
     assert opened(numbers, given, now) == []
+
+
+@pytest.mark.parametrize("length", [1.5, 1.6, 1.7])
+def test_contacts_of_two_whole_molecules_were_no_bonds(length: float) -> None:
+    """Beside an sp2 carbon and a carbonyl's oxygen there is room for a bond, by their valences."""
+    benzene, acetone = ase.build.molecule("C6H6"), ase.build.molecule("CH3COCH3")
+    (oxygen,) = np.flatnonzero(acetone.numbers == 8)
+    carbon = int(acetone.get_distances(oxygen, range(10)).argsort()[1])
+    acetone.rotate(acetone.positions[oxygen] - acetone.positions[carbon], (0, 0, -1))
+    acetone.translate(benzene.positions[0] + [0, 0, length] - acetone.positions[oxygen])
+    numbers = np.concatenate([benzene.numbers, acetone.numbers])
+    given = np.concatenate([benzene.positions, acetone.positions])
+    assert [0, 12 + oxygen] in find_bonds(numbers, given).tolist()
+    now = given + np.where(np.arange(len(given)) < 12, 0.0, 1.2)[:, None] * [0, 0, 1]
+    assert opened(numbers, given, now) == []
+    now[0] += [0.0, 5.0, 0.0]  # out of the ring: those were bonds
+    assert {bond.atoms for bond in opened(numbers, given, now)} == {(0, 1), (0, 5), (0, 6)}
+
+
+@pytest.mark.parametrize("name", ["C2H4", "cyclobutane", "C2H6", "H2CO"])
+def test_bonds_whose_pieces_have_paired_electrons_are_bonds(name: str) -> None:
+    """Two carbenes, two ethenes."""
+    atoms = ase.build.molecule(name)
+    heavy = np.flatnonzero(atoms.numbers > 1)
+    centre = atoms.positions[heavy].mean(axis=0)
+    axis = atoms.positions[heavy[0]] - atoms.positions[heavy[1]]
+    side = (atoms.positions - centre) @ axis
+    now = atoms.positions + 0.4 * np.sign(side)[:, None] * axis
+    lost = opened(atoms.numbers, atoms.positions, now)
+    assert lost and all(i in heavy and j in heavy for i, j in (bond.atoms for bond in lost))
 
 
 def test_which_bond_has_opened() -> None:

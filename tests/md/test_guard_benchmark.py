@@ -340,7 +340,7 @@ def test_the_readme_is_told_what_there_is(tmp_path: Path, monkeypatch: pytest.Mo
     model = {"name": "shipped"}
     calibration = {"settings": {"model": model, "large": 3.0}, "acac": part, "druglike": part}
     row = {"molecule": "a", "kelvin": 300.0, "runs": 20, "broken": 0, "flagged_but_whole": 1}
-    row |= {"ps": 5.0, "lead_fs": []}
+    row |= {"ps": 5.0, "lead_fs": [], "first_for_its_lengths": 0}
     hot = {**row, "kelvin": 600.0, "broken": 4, "flagged_before_break": 3}
     kept = {"settings": {"model": model, "part": {"ps": 5.0}}, "rows": {"a": row, "b": hot}}
     monkeypatch.setattr(brief, "LADDER", tmp_path / "none.json")
@@ -352,7 +352,7 @@ def test_the_readme_is_told_what_there_is(tmp_path: Path, monkeypatch: pytest.Mo
     costs = {"rows": {"CCO": {**shares, "atoms": 9}, "large": large}}
     (tmp_path / "cost.json").write_text(json.dumps(costs))
     torn = {**hot, "runs": 80, "broken": 80, "flagged_before_break": 80, "flagged_but_whole": 0}
-    torn["lead_fs"] = [40.0, 60.0]
+    torn |= {"lead_fs": [40.0, 60.0], "first_for_its_lengths": 70}
     hotter = {
         **torn,
         "kelvin": 900.0,
@@ -360,13 +360,18 @@ def test_the_readme_is_told_what_there_is(tmp_path: Path, monkeypatch: pytest.Mo
         "broken": 2,
         "flagged_before_break": 1,
         "flagged_but_whole": 1,
+        "first_for_its_lengths": 1,
     }
     breaks = {**kept, "rows": {"a": torn, "b": {**hotter, "lead_fs": []}}}
     breaks["settings"] = {"model": model, "part": {"ps": 5.0, "name": "breaks"}}
     (tmp_path / "runs-breaks.json").write_text(json.dumps(breaks))
     acac, druglike, sizes, both, calm, warm, cost_line = brief.lines(tmp_path)
-    assert "600 to 900 K: flagged before the break 81 of 82, 98.8 % (93.4 to 99.8)" in both
-    assert "the goal of 95 % is not decided by so few. Median fs before it: 50 at 600 K." in both
+    assert (
+        "600 to 900 K: flagged before the break 81 of 82, 98.8 % (93.4 to 99.8; 71 for a length)"
+        in both
+    )
+    assert "goal of 95 % is not decided by so few, by one model. Fs before it, median: " in both
+    assert "50 at 600 K; least: 40. 2 runs" in both
     assert both.endswith("2 runs stayed whole, 1 of them flagged.")
     assert "8 kB of the shipped model, 8 kB of the fine-tuned one" in sizes
     assert (
@@ -397,11 +402,14 @@ def test_the_readme_is_told_what_there_is(tmp_path: Path, monkeypatch: pytest.Mo
     torn = {**hot, "broke": True}
     short = {**hot, "temperature": 1200.0, "picoseconds": 10.0}
     odd = {**cold, "scenario": "groups", "picoseconds": 10.0, "flag": {}}
-    (tmp_path / "ladder.json").write_text(json.dumps({"runs": [cold, hot, torn, short, odd]}))
+    crude = {**odd, "scenario": "distorted", "picoseconds": 5.0}
+    seen = [cold, hot, torn, short, odd, crude]
+    (tmp_path / "ladder.json").write_text(json.dumps({"runs": seen}))
     monkeypatch.setattr(brief, "LADDER", tmp_path / "ladder.json")
     shares = "0 of 1 at 300 K (20 ps), 1 of 1 at 1000 K (20 ps), 1 of 1 at 1200 K (10 ps)"
     told = brief.lines(tmp_path)[-1]
-    assert f"whole and were flagged all the same, unseen molecules: {shares}; " in told
+    crude_ones = "their starts off by 0.05 and 0.1 Å: 1 of 1 at 300 K (5 ps)"
+    assert f"whole and were flagged all the same, unseen molecules: {shares}; {crude_ones}" in told
     assert "groups that training has not: 1 of 1 at 300 K (10 ps). Hot" in told
     monkeypatch.setattr(brief, "RESULTS", tmp_path)
     readme = tmp_path / "README.md"
