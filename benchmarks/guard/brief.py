@@ -31,6 +31,7 @@ _KINDS = {
 }
 
 COST = 10  # percent of a step, at most
+FALSE = 1  # percent of the runs at 300 K that stay whole, less than
 EARLY = 95  # percent of the runs that break, at least
 START, END = "<!-- guard: generated -->", "<!-- end -->"
 
@@ -82,7 +83,21 @@ def _runs(result: Json) -> list[str]:
     if broke and s["part"].get("name") == "breaks":
         return [f"{begin}, {_breaks(rows, broke, kelvins)}"]
     told = [verdict([r for r in rows if r["kelvin"] == t]).removeprefix("- ") for t in kelvins]
-    return [f"{begin}, {text}." for text in told]
+    goal = _calm(rows) if s["part"].get("name") == "calm" and not broke else ""
+    return [f"{begin}, {text}{goal}." for text in told]
+
+
+def _calm(rows: list[Json]) -> str:
+    """Of runs that stayed whole at the temperature where nothing should happen."""
+    false, runs = (sum(row[k] for row in rows) for k in ("flagged_but_whole", "runs"))
+    value, low, high = (100 * x for x in fraction(false, runs))
+    if high < FALSE:
+        met = "met"
+    elif low >= FALSE:
+        met = "missed"
+    else:
+        met = f"{'met' if value < FALSE else 'missed'} by this value, and not by its whole interval"
+    return f"; the goal of less than {FALSE} % is {met}"
 
 
 def _breaks(rows: list[Json], broke: int, kelvins: list[float]) -> str:

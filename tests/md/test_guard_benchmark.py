@@ -347,6 +347,16 @@ def test_the_readme_is_told_what_there_is(tmp_path: Path, monkeypatch: pytest.Mo
     assert brief.lines(tmp_path) == []
     (tmp_path / "calibration-standard.json").write_text(json.dumps(calibration))
     (tmp_path / "runs-calm.json").write_text(json.dumps(kept))
+    for count, false, says in (
+        (404, 0, "is met."),
+        (404, 1, "is met by this value, and not by its whole interval."),
+        (60, 1, "is missed by this value, and not by its whole interval."),
+        (24, 18, "is missed."),
+    ):
+        quiet = {**row, "runs": count, "flagged_but_whole": false}
+        asked = {"model": model, "part": {"ps": 5.0, "name": "calm"}}
+        (line,) = brief._runs({"settings": asked, "rows": {"a": quiet}})
+        assert line.endswith(f"the goal of less than 1 % {says}")
     shares = {"cost_percent": 4.25, "openmm_percent": -1.0, "replicas_percent": 8.0}
     large = {"cost_percent": 2.0, "openmm_percent": 3.0, "replicas_percent": 2.0, "atoms": 99}
     costs = {"rows": {"CCO": {**shares, "atoms": 9}, "large": large}}
