@@ -41,9 +41,23 @@ def refine_block(folder: Path) -> str:
     return block(json.loads((folder / "standard.json").read_text()))
 
 
-@pytest.mark.parametrize("written", [stability_block, headline_block, refine_block])
-def test_tables_are_those_of_the_results(written: Callable[[Path], str]) -> None:
-    name = written.__name__.removesuffix("_block")
+def peers_block(folder: Path) -> str:
+    from benchmarks.stability.__main__ import read_results
+    from benchmarks.stability.brief import beside
+
+    return beside(read_results("fast"))
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("stability", stability_block),
+        ("stability of peers", peers_block),
+        ("headline", headline_block),
+        ("refine", refine_block),
+    ],
+)
+def test_tables_are_those_of_the_results(name: str, written: Callable[[Path], str]) -> None:
     shown = README.split(f"<!-- {name}: generated -->\n")[1].split("\n<!-- end -->")[0]
     assert shown == written(ROOT / "benchmarks" / name / "results")
 
