@@ -10,9 +10,7 @@ from ase.data import chemical_symbols, covalent_radii
 from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
 
-#: in sums of covalent radii; atoms of the start that are closer are bonded, as in
-#: `mlpot.md.bonds`
-BONDED = 1.25
+from mlpot.md.bonds import BONDED
 
 #: closer atoms overlap (C-H at 0.64 Å, C-C at 0.91 Å); at 1000 K bonds go down to 0.8
 OVERLAP = 0.6
