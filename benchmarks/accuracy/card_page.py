@@ -57,7 +57,7 @@ def sections(info: ModelInfo, stages: dict[str, Any]) -> tuple[str, list[str]]:
         result = stored(found)
         if not result:
             continue
-        if options and result["settings"]["sha256"] != info.sha256:
+        if options and result["settings"]["sha256"] != info.weights_sha256:
             typer.echo(f"results/{found}.json is of other weights; left out", err=True)
             continue
         texts.append(f"## {heading}\n\n{module.tables(result)}")
@@ -79,10 +79,10 @@ def history_of(name: str) -> tuple[dict[str, Any], dict[str, int]]:
 def not_measured(info: ModelInfo) -> str:
     """Experiments of a single model that there are no results of for these weights."""
     wanted = [(h, of_model(m.NAME, info.name)) for h, m, options in SECTIONS if options]
-    left = [
-        h.lower() for h, n in wanted if stored(n).get("settings", {}).get("sha256") != info.sha256
-    ]
-    return ", ".join(left)
+    known = info.weights_sha256
+    return ", ".join(
+        h.lower() for h, n in wanted if stored(n).get("settings", {}).get("sha256") != known
+    )
 
 
 def time_taken(training: dict[str, Any]) -> str:
@@ -132,6 +132,7 @@ def card(name: str, info: ModelInfo, result: dict[str, Any], training: dict[str,
         time=time_taken(training),
         at_the_end=at_the_end(result["validation"]),
         sha256=info.sha256,
+        weights=same_weights(info),
         file_sha256=hashlib.sha256(Path(resolve(name)).read_bytes()).hexdigest(),
         since=last_commit(ROOT / "mlpot" / "zoo" / f"{name}.safetensors"),
         denoised=install_denoised(name),
@@ -146,6 +147,13 @@ def card(name: str, info: ModelInfo, result: dict[str, Any], training: dict[str,
         **commands_of(stages, name),
         commands="".join(f"{c}\n" for c in commands).format(**commands_of(stages, name)),
     )
+
+
+def same_weights(info: ModelInfo) -> str:
+    """Which hash results have, if statistics of the guard were replaced."""
+    if info.weights_sha256 == info.sha256:
+        return ""
+    return f" ({info.weights_sha256} before its statistics of the guard were replaced)"
 
 
 def measure_cycles(name: str) -> str:

@@ -157,7 +157,7 @@ def run(model: str = "pretrained-visnet") -> None:
     """Measure all pairs of elements that a model covers."""
     deployed = load(model, engine="eager", dtype="float64", device="cpu")
     info = deployed.info
-    settings = {"model": info.name, "sha256": info.sha256, "cutoff": deployed.cutoff}
+    settings = {"model": info.name, "sha256": info.weights_sha256, "cutoff": deployed.cutoff}
     pairs = list(combinations_with_replacement(sorted(info.elements), 2))
     found = [measure(deployed, pair) for pair in pairs]
     rows = {row["pair"]: row for row in found}

@@ -195,7 +195,7 @@ def run(
     deployed = load(model, engine=engine, device="cpu")
     settings = {
         "model": deployed.info.name,
-        "sha256": deployed.info.sha256,
+        "sha256": deployed.info.weights_sha256,
         "seed": seed,
         "batch": batch,
         "timestep": timestep,

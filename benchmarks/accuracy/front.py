@@ -161,7 +161,7 @@ def long(
     info, _ = finetune(records, labelled, out / "energies", start, progress=False)
     stages = {LABELLED: read_stage(out / "energies")}
     told = {"steps": labelled.loop.steps, "hours": stages[LABELLED]["hours"]}
-    told |= {"meV": millis(info.provenance["validation"]), "sha256": info.sha256}
+    told |= {"meV": millis(info.provenance["validation"]), "sha256": info.weights_sha256}
     keep(name, {"long": {**told, "commit": commit(), "machine": machine()}})
     print(name, told, flush=True)
 

@@ -122,7 +122,7 @@ def run(model: str = SHIPPED, mode: str = "fast", threads: int = 2) -> None:
     no_dimers = [r for r in test if "." not in r.group]
     result: dict[str, Any] = {
         "model": info.name,
-        "sha256": info.sha256,
+        "sha256": info.weights_sha256,
         "mode": mode,
         "parameters": sum(p.numel() for p in potential.parameters()),
         **described(train),
@@ -183,7 +183,7 @@ def relations(model: str = SHIPPED, threads: int = 2) -> None:
     torch.set_num_threads(threads)
     potential, info = load_potential(resolve(model))
     result = stored(info.name)
-    if result.get("sha256") != info.sha256:
+    if result.get("sha256") != info.weights_sha256:
         sys.exit(f"results/{info.name}.json is of other weights: `run`")
     parts = parts_of_data()
     found = related(potential, parts["train"], by_subset(parts["test"]), FRAMES[result["mode"]])
@@ -209,7 +209,7 @@ def cycles(commits: str, name: str = SHIPPED, threads: int = 2) -> None:
             path = Path(folder) / "model.safetensors"
             path.write_bytes(content_at(which, ROOT / "mlpot" / "zoo" / f"{name}.safetensors"))
             potential, info = load_potential(path)
-        found[which] = {"sha256": info.sha256, **errors_of(potential, held)}
+        found[which] = {"sha256": info.weights_sha256, **errors_of(potential, held)}
     store(f"{name}-cycles", {"commits": found, "commit": commit(), "machine": machine()})
     typer.echo(json.dumps(found, indent=1))
 
@@ -248,7 +248,7 @@ def training(
     folders |= {LABELLED + (f", {i}" if i else ""): folder for i, folder in enumerate(energies)}
     stages = {k: read_stage(folder) for k, folder in folders.items()}
     counts = json.loads((energies[-1] / "split.json").read_text())["counts"]
-    sha256 = load_potential(energies[-1] / "model.safetensors")[1].sha256
+    sha256 = load_potential(energies[-1] / "model.safetensors")[1].weights_sha256
     told = {"sha256": sha256, "frames": counts["train"], "remark": remark, "stages": stages}
     store(f"{name}-training", told)
     typer.echo(f"wrote results/{name}-training.json")
@@ -286,17 +286,17 @@ def render(name: str = SHIPPED) -> None:
     result, info = stored(name), load_potential(resolve(name))[1]
     if not result or result["mode"] != "standard":
         sys.exit(f"a card needs results/{name}.json of --mode standard; measure it with `run`")
-    if result.get("sha256") != info.sha256:
+    if result.get("sha256") != info.weights_sha256:
         sys.exit(f"results/{name}.json is of other weights than the zoo's; measure them with `run`")
     training = stored(f"{name}-training")
-    if training.get("sha256") != info.sha256:
+    if training.get("sha256") != info.weights_sha256:
         typer.echo("no training record of these weights; see `training`", err=True)
         training = {}
     if stages := training.get("stages"):
         save_plot(plot_learning_curve(stages), f"{name}-training")
     (ROOT / "mlpot" / "zoo" / f"{name}.md").write_text(card(name, info, result, training))
     if name == SHIPPED:
-        short = in_short(stored(dynamics.NAME), info.sha256)
+        short = in_short(stored(dynamics.NAME), info.weights_sha256)
         beside = stored(side_by_side.NAME)
         others = [side_by_side.tables(beside)] if beside else []
         write_readme(name, "\n\n".join(filter(None, [tables(result), *short, *others])))

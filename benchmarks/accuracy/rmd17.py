@@ -179,7 +179,7 @@ def run(
     starts = read_starts(model, denoised)
     settings = {
         "model": starts.info.name,
-        "sha256": starts.info.sha256,
+        "sha256": starts.info.weights_sha256,
         "steps": steps,
         "optimizer": optimizer,
         "batch_atoms": batch_atoms,

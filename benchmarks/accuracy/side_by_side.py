@@ -57,7 +57,7 @@ def run(threads: int = 2, rounds: int = ROUNDS, calls: int = CALLS) -> None:
                 times[name].append(statistics.median(evaluations(atoms, calls)))
         for name in names:
             found[name][system] = statistics.median(times[name])
-    rows = {n: {"sha256": load(resolve(n))[1].sha256, "ms": ms} for n, ms in found.items()}
+    rows = {n: {"sha256": load(resolve(n))[1].weights_sha256, "ms": ms} for n, ms in found.items()}
     told = {"threads": threads, "models": rows, "commit": commit(), "machine": machine()}
     store(NAME, told)
     typer.echo(tables(told))

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 
 from benchmarks.accuracy.experiment import (
     commit,
@@ -52,7 +53,6 @@ from mlpot.data.references import split_isolated
 from mlpot.data.splits import load_split, split_held_out
 from mlpot.deploy.grader import CommitteeGrader
 from mlpot.models.checkpoint import load_extrapolation, load_potential, write_atomically
-from mlpot.models.extrapolation import Extrapolation
 from mlpot.train.finetune import FinetuneConfig, finetune
 from mlpot.train.guard import LARGE
 from mlpot.zoo import resolve
@@ -186,7 +186,7 @@ def acac(mode: str, start: Path, folder: Path, members: int) -> dict[str, Any]:
     paths = [folder / f"seed-{seed}" / "model.safetensors" for seed in range(members)]
     for seed, path in enumerate(paths):
         finetune(records, recipe(mode, seed), path.parent, start, progress=False)
-    model, info = load_potential(paths[0])
+    model = load_potential(paths[0])[0]
     fitted = load_extrapolation(paths[0])
     split = load_split(paths[0].parent / "split.json", records)
     training = [records[i] for i in split.train]
@@ -197,7 +197,7 @@ def acac(mode: str, start: Path, folder: Path, members: int) -> dict[str, Any]:
     more = committee_grades(paths, [frames[n] for n in names[:2]], asked)
     of = [blocks(frames[names[0]]), blocks(frames[names[1]], len(frames[names[0]]))]
     told = compared(look(model, training, fitted), asked, asked[0], of, more)
-    return told | {"above": {n: above(a) for n, a in sets.items()}, **describe(fitted, info.sha256)}
+    return told | {"above": {n: above(a) for n, a in sets.items()}, **describe(paths[0])}
 
 
 def committee_grades(
@@ -215,7 +215,7 @@ def committee_grades(
 def druglike(mode: str, path: Path) -> dict[str, Any]:
     """The shipped model on molecules of its test part; errors like those of its validation part
     are usual."""
-    (model, info), (train, held) = load_potential(path), FRAMES[mode]
+    model, (train, held) = load_potential(path)[0], FRAMES[mode]
     records = read_all([DATA / f for f in TRAINED_ON])
     split = split_held_out(records, HELD_OUT)
     rng = np.random.default_rng(0)
@@ -230,13 +230,15 @@ def druglike(mode: str, path: Path) -> dict[str, Any]:
     asked = [look(model, test, fitted)]
     few = look(model, training[:: max(1, train // 5000)], fitted)
     told = compared(few, asked, inside, [molecules(test)])
-    return told | {"above": {"test": above(asked[0])}, **describe(fitted, info.sha256)}
+    return told | {"above": {"test": above(asked[0])}, **describe(path)}
 
 
-def describe(fitted: Extrapolation, sha256: str) -> dict[str, Any]:
+def describe(path: Path) -> dict[str, Any]:
     """Statistics as the model's file holds them, and which file that is."""
-    size = sum(t.numel() * t.element_size() for t in fitted.state_dict().values())
-    return {"statistics": fitted.info.model_dump(), "bytes": size, "sha256": sha256}
+    told, tensors = load_potential(path)[1], load_file(path)
+    size = sum(t.nbytes for name, t in tensors.items() if name.startswith("extrapolation."))
+    assert told.extrapolation is not None
+    return {"statistics": told.extrapolation.model_dump(), "bytes": size, "sha256": told.sha256}
 
 
 def settings_of(mode: str, path: Path, members: int) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def settings_of(mode: Mode, starts: Starts, problems: Sequence[Problem]) -> Json
     told["scenario"] = asdict(mode.scenario)
     told["draws"] = {str(frames): count for frames, count in mode.draws.items()}
     told["molecules"] = {p.name: fingerprint(_frames(p)) for p in problems}
-    told["models"] = {start: info.sha256 for start, info in starts.infos.items()}
+    told["models"] = {start: info.weights_sha256 for start, info in starts.infos.items()}
     return json.loads(json.dumps(told))  # as it will be read back
 
 

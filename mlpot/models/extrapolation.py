@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from mlpot.graph import Graph, edge_vectors
 from mlpot.models.coverage import Coverage, Pair
 from mlpot.models.potential import Potential
+from mlpot.models.whitening import Whitening
 
 #: share of held-back frames that the line leaves below 1
 QUANTILE = 0.99
@@ -74,6 +75,9 @@ class ExtrapolationInfo(BaseModel):
     quantile: float = Field(QUANTILE, description="share of held-back frames below grade 1")
     frames: int = Field(0, description="training frames that were looked at")
     held_back: int = Field(0, description="frames that set the line")
+    added_to: str = Field(
+        "", description="SHA-256 of the first file with these weights, if these replace others"
+    )
 
 
 class Extrapolation(nn.Module):
@@ -87,8 +91,7 @@ class Extrapolation(nn.Module):
         row[torch.tensor(info.elements, dtype=torch.int64)] = torch.arange(kinds)
         self.register_buffer("row", row, persistent=False)
         self.register_buffer("mean", torch.zeros(kinds, h))
-        # lower triangles of the matrices that turn C into 1, row by row
-        self.register_buffer("whiten", torch.zeros(kinds, h * (h + 1) // 2))
+        self.whitening = Whitening(kinds, h)  # turns C into 1
         self.register_buffer("slope", torch.zeros(h * (1 + len(info.reaches))))  # w
         self.register_buffer("offset", torch.zeros(kinds))  # b
         self.register_buffer("bounds", torch.zeros(2))  # of w'h* + b
@@ -96,7 +99,6 @@ class Extrapolation(nn.Module):
         self.pairs = None if info.apart is None else Coverage(info.elements)
         self.row: Tensor
         self.mean: Tensor
-        self.whiten: Tensor
         self.slope: Tensor
         self.offset: Tensor
         self.bounds: Tensor
@@ -148,13 +150,9 @@ class Extrapolation(nn.Module):
 
     def distance(self, hidden: Tensor, row: Tensor) -> Tensor:
         """d, [N], to the training atoms of row ``row`` [N] of the elements."""
-        h = self.info.width
-        lower = hidden.new_zeros(len(self.info.elements), h, h)
-        below = torch.tril_indices(h, h, device=hidden.device)
-        lower[:, below[0], below[1]] = self.whiten
         # to every element at once: fewer operations than one element after the other
-        white = torch.bmm(hidden.unsqueeze(0) - self.mean.unsqueeze(1), lower.transpose(1, 2))
-        return (white.square().sum(2) / h).sqrt().gather(0, row.unsqueeze(0))[0]
+        white = self.whitening(hidden.unsqueeze(0) - self.mean.unsqueeze(1))
+        return white.square().mean(2).sqrt().gather(0, row.unsqueeze(0))[0]
 
 
 class Parts(NamedTuple):

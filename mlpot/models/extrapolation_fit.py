@@ -162,15 +162,14 @@ def _fit_distance(fitted: Extrapolation, hidden: Tensor, row: Tensor) -> None:
     fitted.mean = torch.stack([hidden[row == k].mean(0) for k in kinds])
     centred = hidden - fitted.mean[row]
     shared = centred.T @ centred / (len(centred) - len(counts))
-    below = torch.tril_indices(h, h)
     ridge = 1e-6 * shared.diagonal().mean().clamp(min=1e-12) * torch.eye(h, dtype=hidden.dtype)
+    covariances = []
     for k in kinds:
         mine = centred[row == k]
         share = max(_SHRINK, min(1.0, h / len(mine)))
         own = mine.T @ mine / max(1, len(mine) - 1)
-        factor = torch.linalg.cholesky((1 - share) * own + share * shared + ridge)
-        inverse = torch.linalg.solve_triangular(factor, torch.eye(h).to(factor), upper=False)
-        fitted.whiten[k] = inverse[below[0], below[1]]
+        covariances.append((1 - share) * own + share * shared + ridge)
+    fitted.whitening.set(torch.stack(covariances))
 
 
 def _fit_error(fitted: Extrapolation, known: _Atoms, row: Tensor) -> None:
