@@ -79,7 +79,7 @@ class Pair(NamedTuple):
 
 
 class Coverage(nn.Module):
-    """The gaps of every pair of elements, tabulated; a few kilobytes for six elements.
+    """The gaps of every pair of elements, tabulated.
 
     Args:
         elements: atomic numbers, ascending. Atoms come as rows [N] of these, -1 for others.
