@@ -150,10 +150,10 @@ def card(name: str, info: ModelInfo, result: dict[str, Any], training: dict[str,
 
 
 def same_weights(info: ModelInfo) -> str:
-    """Which hash results have, if statistics of the guard were replaced."""
+    """Which hash results have, if statistics of the guard came later."""
     if info.weights_sha256 == info.sha256:
         return ""
-    return f" ({info.weights_sha256} before its statistics of the guard were replaced)"
+    return f" ({info.weights_sha256} before its present statistics of the guard)"
 
 
 def measure_cycles(name: str) -> str:

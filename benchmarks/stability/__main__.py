@@ -91,8 +91,8 @@ def kept_runs(mode: str, model: str, label: str | None, identity: str) -> "Elsew
     told = json.loads(path.read_text(encoding="utf-8"))
     if told["identity"] != identity:
         sys.exit(
-            f"results/{path.name} is of other weights or another precision. Move it away, or name "
-            "these results with --label"
+            f"results/{path.name} is of another model file (other weights, or other statistics of "
+            "its guard) or another precision. Move it away, or name these results with --label"
         )
     return Elsewhere(told["runs"], told["lengths"], told["rules"])
 

@@ -104,12 +104,14 @@ def save(
     info: ModelInfo,
     path: str | Path,
     extrapolation: Extrapolation | None = None,
+    added_to: str = "",
 ) -> ModelInfo:
     """Write weights in float32 and their description; returns it with the hash filled in.
 
     Args:
         extrapolation: statistics of the training set, for the guard; without them the file holds
             none, whatever ``info`` says.
+        added_to: `ModelInfo.weights_sha256` of a file with these very weights.
 
     Raises:
         InputError: the description is not that of this model; a file would reload as another.
@@ -118,7 +120,9 @@ def save(
     tensors = {k: v.detach().cpu().float().contiguous() for k, v in _weights(model).items()}
     if extrapolation is not None:
         tensors |= {_GUARD + k: v.contiguous() for k, v in to_tensors(extrapolation).items()}
-    known = None if extrapolation is None else extrapolation.info
+    known = None
+    if extrapolation is not None:
+        known = extrapolation.info.model_copy(update={"added_to": added_to})
     info = info.model_copy(update={"format": FORMAT, "sha256": "", "extrapolation": known})
     info = info.model_copy(update={"sha256": _hash(tensors, json.loads(info.model_dump_json()))})
     data = to_bytes(tensors, metadata={"mlpot": info.model_dump_json()})

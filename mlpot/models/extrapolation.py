@@ -76,7 +76,7 @@ class ExtrapolationInfo(BaseModel):
     frames: int = Field(0, description="training frames that were looked at")
     held_back: int = Field(0, description="frames that set the line")
     added_to: str = Field(
-        "", description="SHA-256 of the first file with these weights, if these replace others"
+        "", description="SHA-256 of the first file with these weights, if this is a later one"
     )
 
 

@@ -1,8 +1,8 @@
 """Statistics of a training set as tensors of a model file, in a few kB.
 
 Tables of small integers are told by what they differ in, as bytes that zlib squeezes: covariances
-to a third of float32's room and tables of lengths, where most is zero or a straight line, to a
-twentieth.
+to a fifth of float32's room, and tables of lengths, where most is zero or a straight line, to a
+twentieth of theirs.
 """
 
 import zlib
@@ -17,8 +17,8 @@ from mlpot.models.extrapolation import Extrapolation, ExtrapolationInfo
 #: squeezed
 _STEPS, _GAPS = "whitening.steps", "pairs.gaps"
 
-#: in float16, which it has been rounded to
-_BASIS = "whitening.basis"
+#: powers of two; and in float16, which it has been rounded to
+_SCALE, _BASIS = "whitening.scale", "whitening.basis"
 
 #: of files up to format 4: matrices in float32, and bytes as they are
 _OLD = "whiten"
@@ -38,9 +38,10 @@ def from_tensors(info: ExtrapolationInfo, tensors: dict[str, Tensor]) -> Extrapo
     """The reverse, in float32; of older formats too.
 
     Raises:
-        ValueError, RuntimeError, LookupError: the tensors are not those that the
-            description asks for.
+        ValueError, RuntimeError, LookupError: the tensors are not those that the description
+            asks for.
     """
+    _check(info, tensors)
     made = Extrapolation(info)
     state, told = made.state_dict(), dict(tensors)
     old = told.pop(_OLD, None)
@@ -48,7 +49,10 @@ def from_tensors(info: ExtrapolationInfo, tensors: dict[str, Tensor]) -> Extrapo
         told[_STEPS] = torch.from_numpy(_values(told[_STEPS], state[_STEPS].shape))
         if _GAPS in state:
             differences = _values(told[_GAPS], state[_GAPS].shape)
-            told[_GAPS] = torch.from_numpy(differences.cumsum(1).astype(np.uint8))
+            gaps = differences.cumsum(1)
+            if gaps.min() < 0 or gaps.max() > 255:
+                raise ValueError(f"{_GAPS} are no bytes")
+            told[_GAPS] = torch.from_numpy(gaps.astype(np.uint8))
     else:
         made.whitening.set_lower(old)
         told |= {f"whitening.{k}": v for k, v in made.whitening.state_dict().items()}
@@ -56,9 +60,31 @@ def from_tensors(info: ExtrapolationInfo, tensors: dict[str, Tensor]) -> Extrapo
     return made.eval()
 
 
+def _check(info: ExtrapolationInfo, tensors: dict[str, Tensor]) -> None:
+    """Sizes that a description asks for, before room is made for them; and numbers."""
+    kinds, width = len(info.elements), info.width
+    entries = width * (width + 1) // 2
+    expected: dict[str, tuple[int, ...]] = {"mean": (kinds, width)}
+    if _OLD in tensors:
+        expected[_OLD] = (kinds, entries)
+    else:
+        expected |= {_SCALE: (width,), _BASIS: (entries,)}
+    for name in (*expected, *(() if _OLD in tensors else (_STEPS,))):
+        if name not in tensors:
+            raise ValueError(f"there is no tensor {name}")
+    for name, shape in expected.items():
+        if tuple(tensors[name].shape) != shape:
+            raise ValueError(f"{name} is {tuple(tensors[name].shape)} instead of {shape}")
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.uint8 and not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} is not finite")
+    if _SCALE in tensors and not (tensors[_SCALE] > 0).all():
+        raise ValueError(f"{_SCALE} is not positive")
+
+
 def _squeezed(values: NDArray[np.int32]) -> Tensor:
     """Bytes of integers. Those near zero, of either sign, have all but the first byte zero; of all
-    of them the first bytes come first."""
+    of them the first bytes come first. (Another zlib may find other bytes for the same numbers.)"""
     unsigned = ((values << 1) ^ (values >> 31)).astype("<u4")
     planes = unsigned.reshape(-1, 1).view(np.uint8).T.tobytes()
     squeeze = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_FILTERED)
@@ -73,7 +99,7 @@ def _values(squeezed: Tensor, shape: torch.Size) -> NDArray[np.int32]:
         content = unpack.decompress(squeezed.numpy().tobytes(), size + 1)
     except zlib.error as error:
         raise ValueError(f"squeezed numbers cannot be read: {error}") from error
-    if len(content) != size:
+    if len(content) != size or not unpack.eof or unpack.unused_data:
         raise ValueError(f"there are not {shape.numel()} squeezed numbers")
     planes = np.frombuffer(content, np.uint8).reshape(4, -1)
     unsigned = np.ascontiguousarray(planes.T).view("<u4").astype(np.int64)

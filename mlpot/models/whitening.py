@@ -8,8 +8,9 @@ how it differs from their mean. With S the scales of the features, and L M lower
     T_k = M^-1,   M M' = B S^-1 C_k S^-1 B'             1 and multiples of 1/64
 
 T_k B S^-1 turns C_k into 1. What a B in float16 is off by, T_k makes up for. As C_k is no more
-than the sum over the K elements, B S^-1 leaves nothing larger than sqrt(K), and T_k adds errors of
-sqrt(K) / 64 at most: distances move by less than a percent. A training set's C is known no better.
+than the sum over the K elements, B S^-1 leaves nothing of its points larger than sqrt(K), and what
+T_k is rounded by stays small beside 1. Distances of the shipped model move by 0.2 % (root mean
+square), and by 4 % in the direction where that is most. A training set's C is known no better.
 """
 
 import torch
@@ -18,8 +19,11 @@ from torch import Tensor, nn
 #: between entries of T_k; a power of two, which products keep exactly
 _STEP = 1 / 64
 
-#: float16 has no larger numbers
-_HALF = 6e4
+#: float16 ends at 65504
+_LARGEST = 6e4
+
+#: added where features are collinear but for less than that, in units of S
+_RIDGE = 1e-8
 
 
 class Whitening(nn.Module):
@@ -33,29 +37,32 @@ class Whitening(nn.Module):
         self.register_buffer("scale", torch.ones(width))  # S, powers of two
         self.register_buffer("basis", (below[0] == below[1]).float())  # B, row by row
         self.register_buffer("steps", torch.zeros(kinds, below.shape[1], dtype=torch.int32))
-        self.register_buffer("lower", torch.zeros(kinds, width, width), persistent=False)
+        self.register_buffer("lower", torch.eye(width).repeat(kinds, 1, 1), persistent=False)
         self.below: Tensor
         self.scale: Tensor
         self.basis: Tensor
         self.steps: Tensor  # of T_k - 1
         self.lower: Tensor  # [K, H, H], T_k B S^-1
         self.register_load_state_dict_post_hook(_after_loading)
-        self.multiply()
 
     def forward(self, centred: Tensor) -> Tensor:
         """White features [K, N, H] of features less the mean of each element, [K, N, H]."""
         return torch.bmm(centred, self.lower.transpose(1, 2))
 
     def set(self, covariances: Tensor) -> None:
-        """Covariances [K, H, H], positive definite."""
+        """Covariances [K, H, H]; a RuntimeError if they are not positive definite."""
         given = covariances.double()
         variance = given.diagonal(dim1=1, dim2=2).mean(0)
         scale = torch.exp2((0.5 * variance.log2()).round())
         given = given / scale / scale[:, None]
-        basis = _inverse(torch.linalg.cholesky(given.mean(0))).clamp(-_HALF, _HALF)
-        basis = basis.half().double()
+        one = torch.eye(len(scale)).to(given)
+        factor, failed = torch.linalg.cholesky_ex(given.mean(0))
+        if failed or not _inverse(factor).abs().max() < _LARGEST:
+            given = given + _RIDGE * one
+            factor = torch.linalg.cholesky(given.mean(0))
+        basis = _inverse(factor).half().double()
         factors = _inverse(torch.linalg.cholesky(basis @ given @ basis.T))
-        steps = (self._entries(factors - torch.eye(len(scale)).to(factors)) / _STEP).round()
+        steps = (self._entries(factors - one) / _STEP).round()
         self.scale, self.basis = scale.to(self.scale), self._entries(basis).to(self.basis)
         self.steps = steps.to(self.steps)
         self.multiply()

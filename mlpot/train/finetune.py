@@ -148,7 +148,7 @@ def finetune(
     check_records(records, need_energy=True, need_forces=True)
     out = Path(out)
     source = None if start is None else load(start)
-    begun = claim_folder(out, config, source[1].sha256 if source else "")
+    begun = claim_folder(out, config, source[1].weights_sha256 if source else "")
     torch.manual_seed(config.loop.seed)
     if begun:  # refuses other data than the run began with
         split = load_split(out / "split.json", records)

@@ -151,8 +151,7 @@ def add_guard(
     split, told = _split(path, records, held_out)
     training, held_back = ([records[i] for i in part] for part in (split.train, split.validation))
     fitted = fit_guard(model, training, held_back, frames, start=begun)
-    fitted.info = fitted.info.model_copy(update={"added_to": info.weights_sha256})
-    return save(model, info, out or path, fitted), told
+    return save(model, info, out or path, fitted, added_to=info.weights_sha256), told
 
 
 def _split(path: Path, records: Sequence[Record], held_out: str | Path | None) -> tuple[Split, str]:

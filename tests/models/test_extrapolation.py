@@ -1,6 +1,7 @@
 """The extrapolation grade: symmetries, low inside and high outside the data, and on disk."""
 
 import json
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -211,7 +212,7 @@ def test_statistics_survive_a_file(saved: Path, tmp_path: Path) -> None:
 
 
 def test_statistics_take_a_few_kilobytes(saved: Path) -> None:
-    """Of everything; about 0.3 kB of the names of tensors are in the header of any file."""
+    """Beside them, the header of any file tells their names, sizes and description, 1.1 kB."""
     assert size_of(saved) < 1000 + 400 * 3
     assert size_of(resolve("pretrained-visnet")) < 7500  # ten elements
     assert size_of(resolve("pretrained-visnet-small")) < 7500
@@ -235,13 +236,50 @@ def test_squeezed_tables_that_are_too_short_too_long_or_none(saved: Path, name: 
     statistics = load_extrapolation(saved)
     tensors = extrapolation_file.to_tensors(statistics)
     size = statistics.state_dict()[name].numel()
-    bytes_of = [zlib.compress(bytes(4 * n)) for n in (size - 1, size + 1, 10**8)]
-    for content in [*bytes_of, b"no zlib", bytes_of[0][:20], b""]:
-        wrong = torch.frombuffer(bytearray(content or b"\0"), dtype=torch.uint8)
+    bytes_of = [zlib.compress(bytes(4 * n)) for n in (size - 1, size + 1, 10**6)]
+    whole = tensors[name].numpy().tobytes()
+    for content in [*bytes_of, b"no zlib", whole[:20], whole[:-4], whole + b"more", b""]:
+        wrong = torch.tensor(list(content), dtype=torch.uint8)
         with pytest.raises(ValueError, match="squeezed"):
             extrapolation_file.from_tensors(statistics.info, {**tensors, name: wrong})
-    with pytest.raises(KeyError):
-        extrapolation_file.from_tensors(statistics.info, {"mean": tensors["mean"]})
+
+
+def test_no_more_is_unpacked_than_a_table_has_room_for() -> None:
+    bomb = torch.tensor(list(zlib.compress(bytes(50_000_000))), dtype=torch.uint8)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="not 10 squeezed"):
+        extrapolation_file._values(bomb, torch.Size([2, 5]))
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
+
+
+def test_tensors_that_a_description_does_not_ask_for(saved: Path) -> None:
+    """Told before room is made for what it asks for."""
+    statistics = load_extrapolation(saved)
+    info, tensors = statistics.info, extrapolation_file.to_tensors(statistics)
+    entries = tensors["whitening.basis"].shape[0]
+    old = {k: v for k, v in tensors.items() if not k.startswith("whitening.")}
+    wrong: list[tuple[dict[str, Tensor], str]] = [
+        ({}, "no tensor mean"),
+        ({k: v for k, v in tensors.items() if k != "whitening.steps"}, "no tensor whitening.steps"),
+        (old, "no tensor whitening.scale"),
+        ({**tensors, "mean": tensors["mean"][:2]}, "mean is"),
+        ({**tensors, "whitening.basis": tensors["whitening.basis"][1:]}, "whitening.basis is"),
+        *(({**old, "whiten": torch.ones(n, entries)}, "whiten is") for n in (1, 2, 4)),
+        ({**old, "whiten": torch.ones(3, 1)}, "whiten is"),
+        ({**tensors, "far": torch.full((3,), torch.nan)}, "far is not finite"),
+        ({**tensors, "whitening.scale": tensors["whitening.scale"] * torch.inf}, "not finite"),
+        ({**tensors, "whitening.scale": -tensors["whitening.scale"]}, "not positive"),
+    ]
+    for given, said in wrong:
+        with pytest.raises(ValueError, match=said):
+            extrapolation_file.from_tensors(info, given)
+    with pytest.raises(ValueError, match="mean is"):  # and at once
+        extrapolation_file.from_tensors(info.model_copy(update={"width": 10**6}), tensors)
+    assert statistics.pairs is not None
+    steep = extrapolation_file._squeezed(np.full(statistics.pairs.gaps.shape, 2, np.int32))
+    with pytest.raises(ValueError, match="no bytes"):
+        extrapolation_file.from_tensors(info, {**tensors, "pairs.gaps": steep})
 
 
 def test_statistics_of_format_4_are_rounded_once(saved: Path, tmp_path: Path) -> None:
@@ -355,5 +393,7 @@ def test_results_of_weights_outlive_their_statistics(saved: Path, tmp_path: Path
     third = add_guard(other, records, other, frames=10)[0]
     assert len({first.sha256, second.sha256, third.sha256}) == 3
     assert {i.weights_sha256 for i in (first, second, third, load(other)[1])} == {first.sha256}
-    bare = save(model, third, other)  # another file, and which weights are in it is not known
+    again = save(model, third, other, load_extrapolation(other))  # which may be other weights
+    assert again.weights_sha256 == again.sha256
+    bare = save(model, third, other)
     assert bare.weights_sha256 == bare.sha256

@@ -56,6 +56,23 @@ def test_one_element_that_varies_much_more_spoils_no_other() -> None:
     assert off(whitening, given).square().mean(1).sqrt().max() < 0.02
 
 
+def test_features_that_are_collinear_but_for_rounding() -> None:
+    """Float16 cannot hold what would turn them into 1; other directions do not suffer."""
+    given = covariances(3, 8, spread=0.5)
+    given[:, 7] = given[:, 6]
+    given[:, :, 7] = given[:, :, 6]
+    given += 1e-12 * torch.eye(8)
+    whitening = Whitening(3, 8).double()
+    whitening.set(given)
+    assert torch.isfinite(whitening.lower).all()
+    other = Whitening(3, 7).double()
+    other.set(given[:, :7, :7])
+    points = torch.randn(3, 50, 7, generator=torch.Generator().manual_seed(1)).double()
+    doubled = torch.cat([points, points[..., 6:]], dim=2)
+    expected = other(points).norm(dim=2)
+    assert (whitening(doubled).norm(dim=2) / expected - 1).abs().max() < 0.05
+
+
 def test_elements_that_are_alike_are_told_alike() -> None:
     given = covariances(1, 20, spread=1.0).expand(5, -1, -1)
     whitening = Whitening(5, 20).double()
