@@ -38,8 +38,7 @@ def from_tensors(info: ExtrapolationInfo, tensors: dict[str, Tensor]) -> Extrapo
     """The reverse, in float32; of older formats too.
 
     Raises:
-        ValueError, RuntimeError, LookupError: the tensors are not those that the description
-            asks for.
+        ValueError, RuntimeError: the tensors are not those that the description asks for.
     """
     _check(info, tensors)
     made = Extrapolation(info)
@@ -64,16 +63,17 @@ def _check(info: ExtrapolationInfo, tensors: dict[str, Tensor]) -> None:
     """Sizes that a description asks for, before room is made for them; and numbers."""
     kinds, width = len(info.elements), info.width
     entries = width * (width + 1) // 2
-    expected: dict[str, tuple[int, ...]] = {"mean": (kinds, width)}
+    expected: dict[str, tuple[int, ...] | None] = {"mean": (kinds, width)}
     if _OLD in tensors:
         expected[_OLD] = (kinds, entries)
-    else:
-        expected |= {_SCALE: (width,), _BASIS: (entries,)}
-    for name in (*expected, *(() if _OLD in tensors else (_STEPS,))):
+    else:  # squeezed tables are of any size
+        expected |= {_SCALE: (width,), _BASIS: (entries,), _STEPS: None}
+    if info.apart is not None:
+        expected[_GAPS] = None
+    for name, shape in expected.items():
         if name not in tensors:
             raise ValueError(f"there is no tensor {name}")
-    for name, shape in expected.items():
-        if tuple(tensors[name].shape) != shape:
+        if shape is not None and tuple(tensors[name].shape) != shape:
             raise ValueError(f"{name} is {tuple(tensors[name].shape)} instead of {shape}")
     for name, tensor in tensors.items():
         if tensor.dtype != torch.uint8 and not torch.isfinite(tensor).all():

@@ -9,8 +9,8 @@ how it differs from their mean. With S the scales of the features, and L M lower
 
 T_k B S^-1 turns C_k into 1. What a B in float16 is off by, T_k makes up for. As C_k is no more
 than the sum over the K elements, B S^-1 leaves nothing of its points larger than sqrt(K), and what
-T_k is rounded by stays small beside 1. Distances of the shipped model move by 0.2 % (root mean
-square), and by 4 % in the direction where that is most. A training set's C is known no better.
+T_k is rounded by stays small beside 1: distances move by half a percent (root mean square), and by
+a few in the direction where that is most. A training set's C is known no better.
 """
 
 import torch

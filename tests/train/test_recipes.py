@@ -23,6 +23,7 @@ from mlpot.models.checkpoint import load
 from mlpot.models.potential import Denoiser, Potential
 from mlpot.models.visnet import ViSNetConfig
 from mlpot.train.finetune import EnergyForceModule, FinetuneConfig, divide, evaluate, finetune
+from mlpot.train.guard import add_guard
 from mlpot.train.loop import LoopConfig, quiet, read_toml
 from mlpot.train.losses import energy_force_loss
 from mlpot.train.pretrain import PretrainConfig, pretrain
@@ -196,6 +197,16 @@ def test_resuming_refuses_other_data(records: list[Record], tmp_path: Path) -> N
     teacher = save_random_model(tmp_path / "teacher.safetensors")
     with pytest.raises(InputError, match="starting model"):
         finetune(records, config(), tmp_path, teacher, progress=False)
+
+
+def test_a_start_with_other_statistics_of_the_guard_is_the_same_start(
+    records: list[Record], tmp_path: Path
+) -> None:
+    """What a training goes on with are weights."""
+    start, out = save_random_model(tmp_path / "start.safetensors"), tmp_path / "run"
+    first = finetune(records, config(), out, start, progress=False)
+    add_guard(start, records)
+    assert finetune(records, config(), out, start, progress=False) == first
 
 
 def test_a_finished_run_is_not_trained_again(
